@@ -77,7 +77,7 @@ type Exchange struct {
 }
 
 // Begin puts r on record, asks the gate, and puts the answer on record, in that order. A held exchange must be passed to
-// Open and Await before it is acted upon. Begin always returns an exchange; when it also returns an error, that exchange
+// Open, Wait and Settle before it is acted upon. Begin always returns an exchange; when it also returns an error, that exchange
 // denies. Nothing of it may be forwarded before the journal's Commit has returned without error.
 func (s *Session) Begin(r Request) (*Exchange, error) {
 	if r.Effects == 0 {
@@ -107,15 +107,16 @@ func (x *Exchange) Open(ctx context.Context) (id string, err error) {
 	return x.Ticket, nil
 }
 
-// Await blocks until a held exchange is decided, and puts that decision on record. After an error, x denies.
-func (x *Exchange) Await(ctx context.Context) error {
-	if x.Decision.Verdict != Hold {
-		return nil
-	}
+// Wait blocks until the ticket of a held exchange has an answer. It changes nothing in x: pass the answer to Settle.
+func (x *Exchange) Wait(ctx context.Context) Decision {
 	if x.Decision.Ticket == nil {
-		return x.decide(Decision{Rule: x.Decision.Rule, Reason: "held, but there is nobody to ask"})
+		return Decision{Rule: x.Decision.Rule, Policy: x.Decision.Policy, Reason: "held, but there is nobody to ask"}
 	}
-	d := x.Decision.Ticket.Wait(ctx)
+	return x.Decision.Ticket.Wait(ctx)
+}
+
+// Settle makes the answer to a held exchange its decision, once that is on record. After an error, x denies.
+func (x *Exchange) Settle(d Decision) error {
 	if d.Verdict == Hold {
 		return errors.Join(ErrHoldUnresolved, x.decide(Decision{Rule: d.Rule}))
 	}

@@ -62,7 +62,7 @@ func TestARequestWithoutEffectsIsOpaque(t *testing.T) {
 func TestAHoldThatResolvesToAHoldDenies(t *testing.T) {
 	s := &Session{Gate: hold{stubborn{}}, Journal: &full{9}}
 	x, _ := s.Begin(Request{})
-	if err := x.Await(t.Context()); !errors.Is(err, ErrHoldUnresolved) || x.Decision.Verdict != Deny {
+	if err := x.Settle(x.Wait(t.Context())); !errors.Is(err, ErrHoldUnresolved) || x.Decision.Verdict != Deny {
 		t.Errorf("%v, %v", err, x.Decision.Verdict)
 	}
 }
@@ -70,7 +70,7 @@ func TestAHoldThatResolvesToAHoldDenies(t *testing.T) {
 func TestAHoldWithoutATicketDenies(t *testing.T) {
 	s := &Session{Gate: hold{}, Journal: &full{9}}
 	x, _ := s.Begin(Request{})
-	if err := x.Await(t.Context()); err != nil || x.Decision.Verdict != Deny {
+	if err := x.Settle(x.Wait(t.Context())); err != nil || x.Decision.Verdict != Deny {
 		t.Errorf("%v, %v", err, x.Decision.Verdict)
 	}
 }
