@@ -236,6 +236,10 @@ func (p *player) feed(from protocols.Side, b []byte) error {
 			p.drain()
 			return err
 		}
+		if work := p.out.Work(); work != nil && n == 0 {
+			work(context.Background())
+			continue
+		}
 		if r, ok := p.out.Asked(); ok {
 			p.asks += fmt.Sprintf("%q ", r.Text)
 			if err := p.resolve(r, in[:n]); err != nil {

@@ -8,6 +8,8 @@
 package relay
 
 import (
+	"context"
+
 	"sallyport/protocols"
 )
 
@@ -58,6 +60,7 @@ type Out struct {
 	through int
 	passing *protocols.Exchange
 	arena   []byte
+	work    func(context.Context)
 	end     bool
 }
 
@@ -103,6 +106,11 @@ func (o *Out) Ask(r protocols.Request) { o.ask, o.asked = r, true }
 // large to buffer in which nothing is to be judged or hidden. They are in the transcript as part of x's response.
 func (o *Out) Through(x *protocols.Exchange, n int) { o.through, o.passing = n, x }
 
+// Wait wants work done that may block, such as a look-up elsewhere. The step that calls it consumes nothing and is repeated
+// once work has returned; meanwhile the other side keeps flowing, so work must not touch the codec. ctx ends with the
+// session.
+func (o *Out) Wait(work func(ctx context.Context)) { o.work = work }
+
 // End ends the session in good order once everything queued is written.
 func (o *Out) End() { o.end = true }
 
@@ -128,7 +136,7 @@ func (o *Out) Reset() {
 	}
 	clear(o.said)
 	o.said = o.said[:0]
-	o.asked, o.through, o.passing, o.end = false, 0, nil, false
+	o.asked, o.through, o.passing, o.work, o.end = false, 0, nil, nil, false
 	o.ask = protocols.Request{}
 	if cap(o.arena) > arenaKeep {
 		o.arena = nil
@@ -158,6 +166,13 @@ func (o *Out) Passing() int {
 	n := o.through
 	o.through = 0
 	return n
+}
+
+// Work returns and forgets the work that Wait asked for. It is for tests of codecs.
+func (o *Out) Work() func(context.Context) {
+	w := o.work
+	o.work = nil
+	return w
 }
 
 // Ended reports whether End was called. It is for tests of codecs.

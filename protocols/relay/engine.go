@@ -1,6 +1,7 @@
 package relay
 
 import (
+	"context"
 	"errors"
 	"fmt"
 
@@ -26,13 +27,11 @@ type flow struct {
 type pause struct {
 	x       *protocols.Exchange // waiting for a human, if not nil; its request is the first n unconsumed bytes
 	n       int
-	passing int  // so many bytes are to pass unexamined, if not 0
-	end     bool // the codec wants no more
+	passing int                   // so many bytes are to pass unexamined, if not 0
+	work    func(context.Context) // to be done before the codec is asked again, if not nil
+	end     bool                  // the codec wants no more
 	err     error
 }
-
-// more reports whether the flow only needs more bytes.
-func (p pause) more() bool { return p == pause{} }
 
 // advance runs the codec over f's bytes from done on, and returns how many are settled in all and why it stopped. They may
 // be discarded once f.out is written, not before.
@@ -77,6 +76,8 @@ func (e *engine) advance(f *flow, done int) (int, pause) {
 		}
 		done += n
 		switch {
+		case f.out.work != nil && n == 0:
+			return done, pause{work: f.out.work}
 		case f.out.through > 0:
 			return done, pause{passing: f.out.through}
 		case f.out.end:

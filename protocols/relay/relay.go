@@ -118,6 +118,11 @@ func (r *relay) drain(ctx context.Context, f *flow) error {
 			if err := r.hold(ctx, f, why.x, why.n); err != nil {
 				return err
 			}
+		case why.work != nil:
+			why.work(ctx)
+			if ctx.Err() != nil {
+				return context.Cause(ctx)
+			}
 		case why.passing > 0:
 			if err := r.pass(f, passing, why.passing); err != nil {
 				return err
