@@ -13,9 +13,10 @@ var ErrFrameTooLarge = errors.New("relay: message exceeds 16 MiB")
 // small, takes a large block only while there is much to move, and gives it back.
 type buffer struct {
 	data  []byte
-	r, w  int // data[r:w] is unconsumed
-	small [smallBlock]byte
+	r, w  int               // data[r:w] is unconsumed
+	small []byte            // of smallBlock bytes, once it was needed
 	block *[largeBlock]byte // behind data, or nil
+	lent  bool              // data is a loop's own block
 }
 
 const (
@@ -37,8 +38,15 @@ func (b *buffer) discard(n int) {
 func (b *buffer) rest() {
 	if b.r == b.w && len(b.data) != smallBlock {
 		b.release()
-		b.data = b.small[:]
+		b.data = b.smallBlock()
 	}
+}
+
+func (b *buffer) smallBlock() []byte {
+	if b.small == nil {
+		b.small = make([]byte, smallBlock)
+	}
+	return b.small
 }
 
 func (b *buffer) release() {
@@ -46,13 +54,13 @@ func (b *buffer) release() {
 		blocks.Put(b.block)
 		b.block = nil
 	}
-	b.data, b.r, b.w = nil, 0, 0
+	b.data, b.r, b.w, b.lent = nil, 0, 0, false
 }
 
 // space returns where to read into next: at least one byte, or ErrFrameTooLarge.
 func (b *buffer) space() ([]byte, error) {
 	if b.data == nil {
-		b.data = b.small[:]
+		b.data = b.smallBlock()
 	}
 	if b.w < len(b.data) {
 		return b.data[b.w:], nil
@@ -102,4 +110,37 @@ func (b *buffer) fill(src io.Reader) (n int, err error) {
 		return n, nil
 	}
 	return 0, err
+}
+
+// On a loop, which reads for one session at a time, an empty buffer uses the loop's block, so that a session has memory of
+// its own only for messages that came in part.
+
+// borrow has an empty buffer use the loop's block.
+func (b *buffer) borrow(l *loop) {
+	if b.r == b.w && !b.lent {
+		b.release()
+		b.data, b.lent = l.block[:], true
+	}
+}
+
+// own makes a borrowed block the buffer's, where it is; the loop takes another.
+func (b *buffer) own(l *loop) {
+	if b.lent {
+		b.block, b.lent = l.block, false
+		l.block = blocks.Get().(*[largeBlock]byte)
+	}
+}
+
+// keep ends borrowing: what is unconsumed moves to memory of the session's own.
+func (b *buffer) keep(l *loop) {
+	switch n := b.w - b.r; {
+	case n == 0:
+		b.release()
+	case !b.lent:
+	case n <= smallBlock/2:
+		copy(b.smallBlock(), b.data[b.r:b.w])
+		b.data, b.r, b.w, b.lent = b.small, 0, n, false
+	default:
+		b.own(l)
+	}
 }

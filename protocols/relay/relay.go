@@ -22,6 +22,14 @@ const lastWords = 2 * time.Second
 // Run relays between s.Client and server until either ends the conversation, ctx ends, or something fails. It closes
 // both connections and the codec. A client that stops sending is still answered; its server is told.
 func Run(ctx context.Context, s *protocols.Session, server net.Conn, c Codec) error {
+	_, client := s.Client.(*net.TCPConn)
+	if _, ok := server.(*net.TCPConn); ok && client {
+		return runLooped(ctx, s, server, c)
+	}
+	return runPumps(ctx, s, server, c)
+}
+
+func runPumps(ctx context.Context, s *protocols.Session, server net.Conn, c Codec) error {
 	r := &relay{engine: engine{s, c}, conn: [2]net.Conn{s.Client, server}}
 	defer c.Close()
 	ctx, cancel := context.WithCancelCause(ctx)

@@ -11,6 +11,7 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -88,6 +89,7 @@ type memory struct {
 	mu     sync.Mutex
 	notes  []string
 	failOn string
+	slow   bool // what is committed must wait for the disk
 }
 
 var errDisk = errors.New("disk full")
@@ -120,6 +122,15 @@ func (m *memory) Bytes(from protocols.Side, _ *protocols.Exchange, p []byte) err
 	return m.note("%s said %q", from, p)
 }
 func (m *memory) Commit() error { return m.note("commit") }
+func (m *memory) TryCommit() (bool, error) {
+	m.mu.Lock()
+	slow := m.slow
+	m.mu.Unlock()
+	if slow {
+		return false, nil
+	}
+	return true, m.Commit()
+}
 
 // gate holds what begins with "drop" and allows the rest.
 type gate struct{ ticket *ticket }
@@ -136,10 +147,16 @@ func (g gate) Decide(_ *protocols.Session, r *protocols.Request) protocols.Decis
 
 type ticket struct {
 	answer  chan protocols.Decision
-	openErr error
+	openErr atomic.Pointer[error]
 }
 
-func (t *ticket) Open(context.Context) (string, error) { return "R-1", t.openErr }
+func (t *ticket) Open(context.Context) (string, error) {
+	if err := t.openErr.Load(); err != nil {
+		return "", *err
+	}
+	return "R-1", nil
+}
+
 func (t *ticket) Wait(ctx context.Context) protocols.Decision {
 	select {
 	case d := <-t.answer:
@@ -162,9 +179,33 @@ type scene struct {
 	done   chan error
 }
 
-func begin(t *testing.T, failOn string) *scene {
-	client, clientEnd := net.Pipe()
-	serverEnd, server := net.Pipe()
+// play plays a scene twice: between goroutines, in a bubble with a clock of its own, and on a loop, over TCP.
+func play(t *testing.T, failOn string, f func(t *testing.T, s *scene)) {
+	t.Helper()
+	t.Run("pumps", func(t *testing.T) {
+		synctest.Test(t, func(t *testing.T) {
+			client, clientEnd := net.Pipe()
+			serverEnd, server := net.Pipe()
+			f(t, begin(t, failOn, client, clientEnd, serverEnd, server))
+		})
+	})
+	for name, slow := range map[string]bool{"loop": false, "loop with a slow disk": true} {
+		t.Run(name, func(t *testing.T) {
+			client, clientEnd := tcpPair(t)
+			serverEnd, server := tcpPair(t)
+			for _, c := range []net.Conn{client, server} {
+				c.SetDeadline(time.Now().Add(10 * time.Second))
+			}
+			s := begin(t, failOn, client, clientEnd, serverEnd, server)
+			s.log.mu.Lock()
+			s.log.slow = slow
+			s.log.mu.Unlock()
+			f(t, s)
+		})
+	}
+}
+
+func begin(t *testing.T, failOn string, client, clientEnd, serverEnd, server net.Conn) *scene {
 	s := &scene{
 		t: t, codec: newLines(), log: &memory{failOn: failOn}, ticket: &ticket{answer: make(chan protocols.Decision)},
 		client: client, server: server, done: make(chan error, 1),
@@ -204,15 +245,13 @@ func (s *scene) end() error {
 }
 
 func TestARequestIsOnRecordAndCommittedBeforeTheServerHearsIt(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
-		s := begin(t, "")
+	play(t, "", func(t *testing.T, s *scene) {
 		s.say(s.client, "hello\n")
-		synctest.Wait() // the relay is now blocked in writing to the server
+		s.hear(s.server, "hello\n")
 		want := []string{"request hello", "decision allow", `client said "hello\n"`, "commit"}
 		if got := s.log.all(); !slices.Equal(got, want) {
-			t.Errorf("before the server heard: %q, want %q", got, want)
+			t.Errorf("when the server heard: %q, want %q", got, want)
 		}
-		s.hear(s.server, "hello\n")
 		s.say(s.server, "hi\n")
 		s.hear(s.client, "hi\n")
 		want = append(want, "outcome ok", `server said "hi\n"`)
@@ -225,8 +264,7 @@ func TestARequestIsOnRecordAndCommittedBeforeTheServerHearsIt(t *testing.T) {
 
 func TestWithoutARecordTheServerHearsNothing(t *testing.T) {
 	for _, failOn := range []string{"request", "decision", "client said", "commit"} {
-		synctest.Test(t, func(t *testing.T) {
-			s := begin(t, failOn)
+		play(t, failOn, func(t *testing.T, s *scene) {
 			go s.say(s.client, "hello\n")
 			s.hear(s.client, map[bool]string{
 				true:  "bye: commit evidence: disk full\n",
@@ -243,8 +281,7 @@ func TestWithoutARecordTheServerHearsNothing(t *testing.T) {
 }
 
 func TestADenialIsAnAnswerAndTheSessionGoesOn(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
-		s := begin(t, "")
+	play(t, "", func(t *testing.T, s *scene) {
 		go s.say(s.client, "never\nhello\n")
 		s.hear(s.client, "no: never\n")
 		s.hear(s.server, "hello\n")
@@ -255,11 +292,9 @@ func TestADenialIsAnAnswerAndTheSessionGoesOn(t *testing.T) {
 }
 
 func TestAHeldRequestReachesTheServerOnlyAfterApproval(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
-		s := begin(t, "")
+	play(t, "", func(t *testing.T, s *scene) {
 		s.say(s.client, "drop it\n")
 		s.hear(s.client, "waiting for R-1\n")
-		time.Sleep(time.Hour)
 		if got := s.log.all(); slices.Contains(got, "commit") && slices.Contains(got, "decision allow") {
 			t.Errorf("decided without a human: %q", got)
 		}
@@ -276,8 +311,7 @@ func TestAHeldRequestReachesTheServerOnlyAfterApproval(t *testing.T) {
 }
 
 func TestAGrantThatIsThereNeedsNoNotice(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
-		s := begin(t, "")
+	play(t, "", func(t *testing.T, s *scene) {
 		go func() { s.ticket.answer <- protocols.Decision{Verdict: protocols.Allow} }()
 		s.say(s.client, "drop it\n")
 		s.hear(s.server, "drop it\n")
@@ -288,8 +322,7 @@ func TestAGrantThatIsThereNeedsNoNotice(t *testing.T) {
 }
 
 func TestHangUpWhileHeldSendsServerNothing(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
-		s := begin(t, "")
+	play(t, "", func(t *testing.T, s *scene) {
 		s.say(s.client, "drop it\n")
 		s.hear(s.client, "waiting for R-1\n")
 		s.client.Close()
@@ -306,13 +339,14 @@ func TestHangUpWhileHeldSendsServerNothing(t *testing.T) {
 }
 
 func TestWhatTheClientSaysWhileHeldComesInTurn(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
-		s := begin(t, "")
+	play(t, "", func(t *testing.T, s *scene) {
 		s.say(s.client, "drop it\nthen this\n")
 		s.hear(s.client, "waiting for R-1\n")
 		s.say(s.client, "and that\n")
 		s.ticket.answer <- protocols.Decision{Reason: "not today"}
+		heard := make(chan struct{})
 		go func() {
+			defer close(heard)
 			s.hear(s.client, "no: not today\n")
 			s.hear(s.client, "one\n")
 			s.hear(s.client, "two\n")
@@ -321,14 +355,13 @@ func TestWhatTheClientSaysWhileHeldComesInTurn(t *testing.T) {
 		s.say(s.server, "one\n")
 		s.hear(s.server, "and that\n")
 		s.say(s.server, "two\n")
-		synctest.Wait()
+		<-heard
 		s.end()
 	})
 }
 
 func TestTheServersSideFlowsWhileARequestIsHeld(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
-		s := begin(t, "")
+	play(t, "", func(t *testing.T, s *scene) {
 		s.say(s.client, "first\n")
 		s.hear(s.server, "first\n")
 		s.say(s.client, "drop it\n")
@@ -340,8 +373,7 @@ func TestTheServersSideFlowsWhileARequestIsHeld(t *testing.T) {
 }
 
 func TestACancelRequestEndsTheWait(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
-		s := begin(t, "")
+	play(t, "", func(t *testing.T, s *scene) {
 		s.say(s.client, "drop it\n")
 		s.hear(s.client, "waiting for R-1\n")
 		s.codec.interrupt <- struct{}{}
@@ -351,9 +383,9 @@ func TestACancelRequestEndsTheWait(t *testing.T) {
 }
 
 func TestApprovalsThatCannotBeAskedForAreADenial(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
-		s := begin(t, "")
-		s.ticket.openErr = errors.New("store is down")
+	play(t, "", func(t *testing.T, s *scene) {
+		down := errors.New("store is down")
+		s.ticket.openErr.Store(&down)
 		s.say(s.client, "drop it\n")
 		if got, _ := s.from[s.client].ReadString('\n'); !strings.Contains(got, "store is down") {
 			t.Errorf("client heard %q", got)
@@ -365,8 +397,7 @@ func TestApprovalsThatCannotBeAskedForAreADenial(t *testing.T) {
 }
 
 func TestBytesLetThroughAreInTheTranscript(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
-		s := begin(t, "")
+	play(t, "", func(t *testing.T, s *scene) {
 		big := strings.Repeat("x", 1<<20)
 		go s.say(s.server, "#1048576\n"+big)
 		got := make([]byte, len(big))
@@ -387,8 +418,7 @@ func TestBytesLetThroughAreInTheTranscript(t *testing.T) {
 }
 
 func TestAnEndlessMessageEndsTheSession(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
-		s := begin(t, "")
+	play(t, "", func(t *testing.T, s *scene) {
 		go func() {
 			for range relay.MaxFrame/(1<<16) + 2 {
 				if _, err := s.client.Write(make([]byte, 1<<16)); err != nil {
@@ -404,8 +434,7 @@ func TestAnEndlessMessageEndsTheSession(t *testing.T) {
 }
 
 func TestALyingServerEndsTheSession(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
-		s := begin(t, "")
+	play(t, "", func(t *testing.T, s *scene) {
 		s.say(s.server, "an answer\n")
 		s.hear(s.client, "bye: an answer to nothing\n")
 		s.end()
@@ -413,8 +442,7 @@ func TestALyingServerEndsTheSession(t *testing.T) {
 }
 
 func TestTheEndOfTheSessionsContextIsAFarewell(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
-		s := begin(t, "")
+	play(t, "", func(t *testing.T, s *scene) {
 		s.cancel()
 		s.hear(s.client, "bye: context canceled\n")
 		s.end()
@@ -422,8 +450,7 @@ func TestTheEndOfTheSessionsContextIsAFarewell(t *testing.T) {
 }
 
 func TestAServerThatHangsUpEndsTheSessionInGoodOrder(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
-		s := begin(t, "")
+	play(t, "", func(t *testing.T, s *scene) {
 		s.server.Close()
 		if _, err := s.from[s.client].ReadString('\n'); err != io.EOF {
 			t.Errorf("client heard %v", err)
@@ -477,3 +504,37 @@ func tcpPair(t *testing.T) (net.Conn, net.Conn) {
 	t.Cleanup(func() { a.Close(); b.Close() })
 	return a, b
 }
+
+func TestAServerThatHangsUpWhileARequestIsHeldLeavesAnEndOnRecord(t *testing.T) {
+	play(t, "", func(t *testing.T, s *scene) {
+		s.say(s.client, "drop it\n")
+		s.hear(s.client, "waiting for R-1\n")
+		s.server.Close()
+		<-s.done
+		got := s.log.all()
+		if !slices.Contains(got, "decision deny") || !slices.Contains(got, "outcome refused") {
+			t.Errorf("evidence: %q", got)
+		}
+	})
+}
+
+func TestAPanicEndsItsSessionOnly(t *testing.T) {
+	client, clientEnd := tcpPair(t)
+	serverEnd, _ := tcpPair(t)
+	session := &protocols.Session{Client: clientEnd, Gate: gate{}, Journal: &memory{}}
+	done := make(chan error, 1)
+	go func() { done <- relay.Run(t.Context(), session, serverEnd, panicky{newLines()}) }()
+	client.Write([]byte("hello\n"))
+	if err := <-done; err == nil || !strings.Contains(err.Error(), "panic: oh") {
+		t.Errorf("Run said %v", err)
+	}
+	play(t, "", func(t *testing.T, s *scene) { // on the same loops
+		s.say(s.client, "hello\n")
+		s.hear(s.server, "hello\n")
+		s.end()
+	})
+}
+
+type panicky struct{ *lines }
+
+func (panicky) Client([]byte, *relay.Out) (int, error) { panic("oh") }
