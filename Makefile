@@ -1,0 +1,45 @@
+SHELL := /bin/bash
+.DELETE_ON_ERROR:
+
+# The Go command: tools/setup installs what is missing and says which one to use.
+GO = $(shell tail -1 bin/go 2>/dev/null)
+
+.PHONY: help deps build generate check test race fuzz demo bench clean
+
+help: ## list what there is
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
+
+deps: ## install what is missing, from Debian's packages (as root)
+	@mkdir -p bin && tools/setup > bin/go
+
+build: deps ## build bin/sallyport
+	$(GO) build -o bin/sallyport ./cmd/sallyport
+
+generate: deps ## compile the kernel side and other generated files anew
+	$(GO) generate ./bpf
+
+check: deps ## formatted, vetted, and the committed kernel objects are what their sources give
+	@test -z "$$(gofmt -l $$(git ls-files '*.go'))" || { gofmt -l $$(git ls-files '*.go'); exit 1; }
+	$(GO) vet ./...
+	@before=$$(sha256sum bpf/*_bpfel.*) && $(MAKE) -s generate && after=$$(sha256sum bpf/*_bpfel.*) && \
+	  test "$$before" = "$$after" || { echo "the committed objects in bpf/ are not what their sources give: commit what make generate made"; exit 1; }
+
+test: deps build ## all tests, as root
+	$(GO) test -count=1 ./...
+
+race: deps build ## all tests with the race detector
+	$(GO) test -count=1 -race ./...
+
+FUZZTIME ?= 20s
+fuzz: deps ## each fuzz test for FUZZTIME
+	@for p in $$($(GO) list ./...); do for f in $$($(GO) test -list '^Fuzz' $$p | grep '^Fuzz'); do \
+	  echo "== $$p $$f" && $(GO) test -run '^$$' -fuzz "^$$f$$" -fuzztime $(FUZZTIME) $$p || exit 1; done; done
+
+demo: build ## the whole story in a minute: masked, refused, held, approved, verified, replayed (as root)
+	@tools/demo/demo bin/sallyport
+
+bench: build ## direct, pgbouncer and Sallyport in one run, with ratios (as root)
+	$(GO) run ./tools/bench -sallyport bin/sallyport
+
+clean: ## remove what building made
+	rm -rf bin
