@@ -6,6 +6,7 @@ package protocols
 import (
 	"context"
 	"crypto/tls"
+	"iter"
 	"net"
 	"reflect"
 	"strings"
@@ -28,6 +29,42 @@ type Protocol struct {
 	Serve func(ctx context.Context, s *Session) error
 	// Refuse tells a client in the protocol's own words that it may not connect at all. May be nil.
 	Refuse func(ctx context.Context, client net.Conn, reason string) error
+	// Read makes the request that a text would be in a session that has just begun, under the operator's options for the
+	// target: to explain a policy, and to try one on what was recorded. May be nil.
+	Read func(kind, text string, params []Param, options map[string]any) Request
+	// Replay runs a recorded session again on a sandbox, and reports each exchange in turn. May be nil.
+	Replay func(ctx context.Context, r Replay, report func(Step) error) error
+}
+
+// A Replay is a recorded session, and where to run it again.
+type Replay struct {
+	Sandbox    string            // where, in the protocol's own form, such as a DSN
+	Attributes map[string]string // that the session was described by
+	// Exchanges yields them in the order in which they were asked. An error is the last yield.
+	Exchanges iter.Seq2[Recorded, error]
+}
+
+// Recorded is one exchange of a recorded session.
+type Recorded struct {
+	ID      uint64
+	Kind    string
+	Text    string // what was forwarded, or would have been
+	Params  []Param
+	Verdict Verdict // the last; Hold if it was never decided
+	Outcome Outcome
+	Asked   []byte // what the client said for it
+	Heard   []byte // what it heard, masked
+	Cut     bool   // there was more of either than is kept or held in memory
+}
+
+// A Step is what came of running one exchange again.
+type Step struct {
+	Exchange uint64 `json:"exchange"`
+	Text     string `json:"text"`
+	Result   string `json:"result"` // "same", "different", "cannot"
+	Why      string `json:"why,omitempty"`
+	Then     string `json:"then"` // how it ended when it was recorded
+	Now      string `json:"now"`  // and how it ended on the sandbox
 }
 
 // FactType declares what a protocol's requests tell the policy beyond effects and objects.
