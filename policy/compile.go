@@ -1,0 +1,369 @@
+package policy
+
+import (
+	"crypto/sha256"
+	"encoding/hex"
+	"encoding/json"
+	"fmt"
+	"slices"
+	"strings"
+	"time"
+
+	"sallyport/protocols"
+)
+
+// An Approver makes tickets for requests that a rule holds. Ticket does not block and does not file anything yet.
+type Approver interface {
+	Ticket(s *protocols.Session, r *protocols.Request, h Hold) protocols.Ticket
+}
+
+// A Hold is what a rule that holds says about the asking, and what an approved request is then allowed with.
+type Hold struct {
+	Rule       string
+	Reason     string   // why a human is asked, in sentences
+	Policy     string   // hash of the policy that holds
+	Approvers  []string // "user:…" and "group:…"; none is anybody who may answer at all
+	Quorum     int      // how many distinct people must say yes
+	InlineWait time.Duration
+	PendingFor time.Duration
+	GrantFor   time.Duration
+	Mask       protocols.Masker
+}
+
+// A MaskSpec is one [[mask]] of the configuration.
+type MaskSpec struct {
+	Columns []string
+	Detect  []string
+	With    string
+}
+
+// A MaskFactory makes what hides the parts that specs name in responses of a target. It is called with at least one.
+type MaskFactory func(target string, specs []MaskSpec) (protocols.Masker, error)
+
+// A Policy is a compiled configuration. It is immutable, and safe for concurrent use.
+type Policy struct {
+	config   *Config
+	hash     string
+	targets  map[string]*target
+	approver Approver
+	cache    cache
+}
+
+// target is one target with all that decides on it.
+type target struct {
+	config *Target
+	facts  string // name of the protocol's facts; "" if there are none
+	rules  []rule // the target's and the general ones, in byStrictness
+	preset []rule // so as well
+	mask   protocols.Masker
+	masks  []MaskSpec
+
+	looks      looks    // of all rules and the preset's together
+	attributes []string // of the session, that they name
+	uncached   bool
+}
+
+// rule is a rule as it holds for one target.
+type rule struct {
+	*Rule
+	shown   string // its name in decisions
+	verdict protocols.Verdict
+	when    *condition
+	hold    Hold // without Policy and Mask
+}
+
+// Compile checks rules against what the protocols say of themselves. An approver of nil turns holds into denials. Errors
+// of the configuration are of type Errors.
+func Compile(c *Config, protos []protocols.Protocol, approver Approver, maskers MaskFactory) (*Policy, error) {
+	hash, err := c.Hash()
+	if err != nil {
+		return nil, err
+	}
+	p := &Policy{config: c, hash: hash, targets: make(map[string]*target), approver: approver}
+	p.cache.init()
+	k := &compiler{policy: p, envs: make(map[string]*environment), maskers: maskers}
+	for i := range protos {
+		k.names = append(k.names, protos[i].Name)
+		if k.envs[protos[i].Name], err = newEnvironment(&protos[i]); err != nil {
+			return nil, err
+		}
+	}
+	for i := range c.Targets {
+		k.target(&c.Targets[i])
+	}
+	if err := k.errs.err(); err != nil {
+		return nil, err
+	}
+	return p, nil
+}
+
+// Hash names what a configuration says, whatever its comments and layout: 16 hex digits of a SHA-256 over the decoded
+// values and the presets.
+func (c *Config) Hash() (string, error) {
+	text, err := json.Marshal(c)
+	if err != nil {
+		return "", fmt.Errorf("hash configuration: %w", err)
+	}
+	sum := sha256.New()
+	sum.Write(text)
+	sum.Write(presetsTOML)
+	return hex.EncodeToString(sum.Sum(nil)[:8]), nil
+}
+
+// Config returns what the policy was compiled from. It must not be changed.
+func (p *Policy) Config() *Config { return p.config }
+
+// Hash returns the configuration's.
+func (p *Policy) Hash() string { return p.hash }
+
+// Mask returns what hides parts of a target's responses; nil if nothing is hidden or there is no such target.
+func (p *Policy) Mask(target string) protocols.Masker {
+	if t := p.targets[target]; t != nil {
+		return t.mask
+	}
+	return nil
+}
+
+type compiler struct {
+	policy  *Policy
+	names   []string
+	envs    map[string]*environment
+	maskers MaskFactory
+	errs    Errors
+}
+
+// environment compiles conditions for targets of one protocol. A general rule is compiled once for all of them, and its
+// errors are returned once.
+type environment struct {
+	compile func(*Rule) (*condition, Errors)
+	facts   string
+}
+
+func newEnvironment(p *protocols.Protocol) (*environment, error) {
+	env, err := newEnv(p)
+	if err != nil {
+		return nil, err
+	}
+	e := &environment{}
+	if p.Facts.Type != nil {
+		e.facts = p.Facts.Name
+	}
+	known := make(map[*Rule]*condition)
+	e.compile = func(r *Rule) (when *condition, errs Errors) {
+		when, done := known[r]
+		if !done {
+			when, errs = compileWhen(env, r, p)
+			known[r] = when
+		}
+		return when, errs
+	}
+	return e, nil
+}
+
+func (k *compiler) target(config *Target) {
+	env := k.envs[config.Protocol]
+	if env == nil {
+		k.errs.add(config.Pos.At("protocol"), "protocol: %q is not known: %s", clip(config.Protocol), suggest(config.Protocol, k.names))
+		return
+	}
+	t := &target{config: config, facts: env.facts}
+	for _, rules := range [][]Rule{k.policy.config.Rules, config.Rules} {
+		for i := range rules {
+			t.rules = append(t.rules, k.rule(env, config, &rules[i], rules[i].Name))
+		}
+	}
+	slices.SortStableFunc(t.rules, byStrictness)
+	preset := presetNamed(config.Preset)
+	if preset == nil {
+		k.errs.add(config.Pos.At("preset"), "preset: %q is not known: %s", clip(config.Preset), suggest(config.Preset, presetNames()))
+		return
+	}
+	for i := range preset.Rules {
+		t.preset = append(t.preset, k.rule(env, config, &preset.Rules[i], "preset "+preset.Name+": "+preset.Rules[i].Name))
+	}
+	slices.SortStableFunc(t.preset, byStrictness)
+	k.masks(t)
+	t.plan()
+	k.policy.targets[config.Name] = t
+}
+
+func (k *compiler) rule(env *environment, t *Target, r *Rule, shown string) rule {
+	when, errs := env.compile(r)
+	k.errs = append(k.errs, errs...)
+	made := rule{Rule: r, shown: shown, when: when}
+	switch r.Then {
+	case "allow":
+		made.verdict = protocols.Allow
+	case "rewrite":
+		made.verdict = protocols.Rewrite
+	case "hold":
+		made.verdict = protocols.Hold
+		made.hold = Hold{
+			Rule:       shown,
+			Approvers:  r.Approvers,
+			Quorum:     r.Quorum,
+			InlineWait: or(r.InlineWait, t.InlineWait),
+			PendingFor: or(r.PendingFor, t.PendingFor),
+			GrantFor:   or(r.GrantFor, t.GrantFor),
+		}
+	}
+	return made
+}
+
+func (k *compiler) masks(t *target) {
+	for _, masks := range [][]Mask{k.policy.config.Masks, t.config.Masks} {
+		for _, m := range masks {
+			t.masks = append(t.masks, MaskSpec{Columns: m.Columns, Detect: m.Detect, With: m.With})
+		}
+	}
+	if len(t.masks) == 0 {
+		return
+	}
+	at := t.config.Pos
+	if len(t.config.Masks) > 0 {
+		at = t.config.Masks[0].Pos
+	} else {
+		at = k.policy.config.Masks[0].Pos
+	}
+	if k.maskers == nil {
+		k.errs.add(at, "mask of target %q: nothing here can mask", t.config.Name)
+		return
+	}
+	mask, err := k.maskers(t.config.Name, t.masks)
+	if err != nil {
+		k.errs.add(at, "mask of target %q: %v", t.config.Name, err)
+	} else if mask == nil {
+		k.errs.add(at, "mask of target %q: nothing would be hidden", t.config.Name)
+	}
+	t.mask = mask
+}
+
+// outcome is what a target's rules say to a request: a decision, and for a hold what to ask with.
+type outcome struct {
+	decision      protocols.Decision
+	hold          Hold
+	inTransaction bool
+}
+
+// decide asks all rules. The strictest that matches wins, and of equals the first in the file.
+func (p *Policy) decide(q *question) outcome {
+	if !q.target.config.Admits(q.agent) {
+		return p.refuse(q, ruleAgent, "This target is not open to the agent "+quote(q.agent)+".")
+	}
+	for _, rules := range [][]rule{q.target.rules, q.target.preset} {
+		won, err := strictest(rules, q)
+		if err != nil {
+			return p.refuse(q, ruleError, err.Error())
+		}
+		if won != nil {
+			return p.outcome(q, won)
+		}
+	}
+	if effectsOf(q.request).Has(protocols.Opaque) {
+		return p.refuse(q, ruleOpaque, opaqueReason(q.request))
+	}
+	return p.refuse(q, ruleNone, "No rule allows this.")
+}
+
+// strictest returns the rule that decides, or nil if none matches. rules are in byStrictness. A rule that cannot be asked
+// might have matched: that is an error, unless one as strict decides anyhow.
+func strictest(rules []rule, q *question) (*rule, error) {
+	opaque := effectsOf(q.request).Has(protocols.Opaque)
+	var failed *rule
+	var why error
+	for i := range rules {
+		r := &rules[i]
+		if opaque && !r.coversOpaque() {
+			continue
+		}
+		matched, err := r.when.matches(q)
+		if err != nil && failed == nil {
+			failed, why = r, ruleFailed(r, err)
+		}
+		if matched {
+			if failed != nil && failed.verdict != r.verdict {
+				return nil, why
+			}
+			return r, nil
+		}
+	}
+	return nil, why
+}
+
+// coversOpaque reports whether the rule is asked about requests that are not understood.
+func (r *rule) coversOpaque() bool { return r.Opaque || r.verdict == protocols.Deny }
+
+var strictness = [...]int{protocols.Allow: 0, protocols.Rewrite: 1, protocols.Hold: 2, protocols.Deny: 3}
+
+// byStrictness puts the strictest first, and of equals the first in the file.
+func byStrictness(a, b rule) int {
+	if d := strictness[b.verdict] - strictness[a.verdict]; d != 0 {
+		return d
+	}
+	return a.Pos.Line - b.Pos.Line
+}
+
+func ruleFailed(r *rule, err error) error {
+	return fmt.Errorf("Rule %s could not be asked about it: %s.", quote(r.shown), clipTo(err.Error(), 200)) //nolint:staticcheck // the agent is told it as a sentence
+}
+
+// outcome is what a rule that won says.
+func (p *Policy) outcome(q *question, r *rule) outcome {
+	o := outcome{decision: protocols.Decision{Verdict: r.verdict, Rule: r.shown, Policy: p.hash, Mask: q.target.mask}}
+	switch r.verdict {
+	case protocols.Deny:
+		o.decision.Reason = denial(q.request, r)
+	case protocols.Rewrite:
+		o.decision.Text = r.Text
+		o.decision.Reason = r.Say
+	case protocols.Hold:
+		o.hold, o.inTransaction = r.hold, r.InTransaction
+		o.hold.Policy, o.hold.Mask = p.hash, q.target.mask
+		o.hold.Reason = holding(q.request, r)
+		o.decision.Reason = o.hold.Reason
+	case protocols.Allow:
+		o.decision.Reason = r.Say
+	}
+	return o
+}
+
+// refuse denies in the policy's own name.
+func (p *Policy) refuse(q *question, rule, why string) outcome {
+	return outcome{decision: protocols.Decision{Rule: rule, Policy: p.hash, Mask: q.target.mask, Reason: refusal(q.request, why)}}
+}
+
+// Decide implements protocols.Gate.
+func (p *Policy) Decide(s *protocols.Session, r *protocols.Request) protocols.Decision {
+	t := p.targets[s.Target]
+	if t == nil {
+		return protocols.Decision{Rule: ruleTarget, Policy: p.hash, Reason: refusal(r, "The policy has no target "+quote(s.Target)+".")}
+	}
+	o := p.cache.get(t, s, r)
+	if o == nil {
+		made := p.decide(&question{session: s, request: r, agent: s.Agent, target: t, now: time.Now()})
+		p.cache.put(t, s, r, &made)
+		o = &made
+	}
+	if o.decision.Verdict != protocols.Hold {
+		return o.decision
+	}
+	return p.ask(s, r, o)
+}
+
+// ask gives a held request its own ticket.
+func (p *Policy) ask(s *protocols.Session, r *protocols.Request, o *outcome) protocols.Decision {
+	d, h := o.decision, o.hold
+	if r.Transaction && !o.inTransaction {
+		h.InlineWait = 0 // locks would be held meanwhile
+	}
+	if p.approver != nil {
+		d.Ticket = p.approver.Ticket(s, r, h)
+	}
+	if d.Ticket == nil {
+		d.Verdict, d.Code = protocols.Deny, "unavailable"
+		d.Reason = strings.TrimSpace(d.Reason) + " There is nobody to ask here, so it is refused."
+	}
+	return d
+}
+
+var _ protocols.Gate = (*Policy)(nil)
