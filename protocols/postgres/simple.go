@@ -1,0 +1,68 @@
+package postgres
+
+import (
+	"crypto/sha256"
+	"encoding/binary"
+	"fmt"
+	"strings"
+
+	"sallyport/protocols"
+	"sallyport/protocols/relay"
+)
+
+// query asks about a Query message. It may hold several statements, which the server runs as one transaction: they are
+// judged, and refused, as one.
+func (c *codec) query(body []byte, out *relay.Out) error {
+	text, err := readOnlyString(body)
+	if err != nil {
+		return err
+	}
+	sql := string(text)
+	c.asking = asking{kind: 'Q', a: c.cache.Analyze(&c.sql, sql)}
+	out.Ask(c.request("query", sql, c.asking.a))
+	return nil
+}
+
+func (c *codec) resolveQuery(x *protocols.Exchange, ask asking, held []byte, out *relay.Out) error {
+	a := ask.a
+	if x.Decision.Verdict == protocols.Rewrite {
+		text := x.Decision.Text
+		if strings.IndexByte(text, 0) >= 0 {
+			return c.refuse('Q', x, refusal{code: codeDenied, message: "sallyport: the rule rewrites to a text that cannot be sent", detail: "Rule: " + x.Decision.Rule}, out)
+		}
+		a = c.cache.Analyze(&c.sql, text)
+		b := append(begin(out.Bytes(len(text)+6), 'Q'), text...)
+		held = end(append(b, 0), 0)
+	}
+	c.took(a)
+	out.Forward(held)
+	c.push(turn{kind: 'Q', answer: &answer{x: x, a: a, veil: c.shield.begin(x, a), ran: true}})
+	c.dirty, c.executed = false, false // it commits what came before it without a Sync
+	return nil
+}
+
+// functionCall asks about a FunctionCall message: a function by its number, with no SQL that could be read.
+func (c *codec) functionCall(body []byte, out *relay.Out) error {
+	if len(body) < 4 {
+		return malformed("FunctionCall without a function")
+	}
+	c.asking = asking{kind: 'F'}
+	out.Ask(protocols.Request{
+		Kind:        "function call",
+		Text:        fmt.Sprintf("function %d, arguments sha256 %x", binary.BigEndian.Uint32(body), sha256.Sum256(body[4:])),
+		Effects:     protocols.Opaque,
+		Transaction: c.holdsLocks(),
+		Problem:     "a function is called by its number, with no SQL to read",
+	})
+	return nil
+}
+
+func (c *codec) resolveCall(x *protocols.Exchange, held []byte, out *relay.Out) error {
+	if x.Decision.Verdict == protocols.Rewrite {
+		return c.refuse('F', x, refusal{code: codeDenied, message: "sallyport: a function call cannot be rewritten", detail: "Rule: " + x.Decision.Rule}, out)
+	}
+	out.Forward(held)
+	c.push(turn{kind: 'F', answer: &answer{x: x, veil: c.shield.begin(x, nil), ran: true}})
+	c.dirty, c.executed = false, false
+	return nil
+}
