@@ -1,0 +1,220 @@
+package main
+
+import (
+	"context"
+	"crypto/tls"
+	"crypto/x509"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"os"
+	"sync/atomic"
+	"time"
+
+	"github.com/google/uuid"
+
+	"sallyport/intercept"
+	"sallyport/policy"
+	"sallyport/policy/approval"
+	"sallyport/policy/credential"
+	"sallyport/protocols"
+	"sallyport/recorder"
+)
+
+const (
+	// dialTimeout is below the patience of most clients, and above three SYN retransmissions (RFC 6298: 1, 2 and 4 s).
+	dialTimeout = 10 * time.Second
+	// refuseTimeout bounds telling a client that it may not connect.
+	refuseTimeout = 5 * time.Second
+)
+
+// handle mediates one connection of an agent.
+func (n *node) handle(ctx context.Context, c *intercept.Connection) {
+	name, host, ok := n.router.Match(c.Destination)
+	var target *policy.Target
+	if ok {
+		target = targetNamed(n.engine.Policy().Config(), name)
+	}
+	switch {
+	case target == nil:
+		n.refuse(ctx, c, nil, fmt.Sprintf("sallyport: no target covers %s, so agent %q may not connect there; ask an operator to add one", c.Destination, c.Agent))
+		return
+	case !target.Admits(c.Agent):
+		n.refuse(ctx, c, target, fmt.Sprintf("sallyport: agent %q is not among the agents of target %q", c.Agent, name))
+		return
+	}
+	protocol := n.protocols[target.Protocol]
+	session, err := n.newSession(c, target, host, protocol)
+	if err != nil {
+		n.refuse(ctx, c, target, "sallyport: "+err.Error())
+		return
+	}
+	record, err := n.record.Begin(session)
+	if err != nil {
+		n.log.Error("no session without a record", "target", name, "error", err)
+		n.refuse(ctx, c, target, "sallyport: no session may begin because it could not be recorded; tell an operator: "+err.Error())
+		return
+	}
+	session.Journal = journal{record, n.desk}
+	defer func() {
+		if p := recover(); p != nil {
+			n.seal(session, record, fmt.Sprintf("panic: %v", p))
+			panic(p) // the interceptor reports it and goes on
+		}
+	}()
+	var reason string
+	if err := protocol.Serve(ctx, session); err != nil && !errors.Is(err, io.EOF) {
+		reason = err.Error()
+		n.log.Info("session ended with an error", "session", session.ID, "agent", session.Agent, "target", name, "error", err)
+	}
+	n.seal(session, record, reason)
+}
+
+func targetNamed(c *policy.Config, name string) *policy.Target {
+	for i := range c.Targets {
+		if c.Targets[i].Name == name {
+			return &c.Targets[i]
+		}
+	}
+	return nil
+}
+
+func (n *node) seal(s *protocols.Session, r *recorder.Session, reason string) {
+	if err := r.Close(reason); err != nil {
+		n.log.Error("session is not sealed", "session", s.ID, "error", err)
+	}
+}
+
+func (n *node) newSession(c *intercept.Connection, t *policy.Target, host string, p *protocols.Protocol) (*protocols.Session, error) {
+	id, err := uuid.NewV7()
+	if err != nil {
+		return nil, err
+	}
+	if t.TLSName != "" {
+		host = t.TLSName
+	}
+	upstream, err := upstreamTLS(t, host)
+	if err != nil {
+		return nil, err
+	}
+	address := c.Destination.String()
+	login := n.logins.of(t.Name)
+	return &protocols.Session{
+		ID: id.String(), Agent: c.Agent, Run: c.Run, Process: c.Process, Target: t.Name, Protocol: p.Name, Started: time.Now(),
+		Client:    c.TCPConn,
+		ClientTLS: n.ca.ServerConfig(host, n.router.Names(t.Name), p.ALPN),
+		Gate:      n.engine,
+		Upstream: protocols.Upstream{
+			Address: address, Host: host, TLS: upstream, Options: t.Options,
+			Dial: func(ctx context.Context) (net.Conn, error) {
+				d := net.Dialer{Timeout: dialTimeout}
+				return d.DialContext(ctx, "tcp", address) // a literal address: nothing is looked up
+			},
+			Login: func(ctx context.Context) (protocols.Login, error) {
+				if login == nil {
+					return protocols.Login{}, fmt.Errorf("target %s has no login", t.Name)
+				}
+				return login.Login(ctx)
+			},
+		},
+	}, nil
+}
+
+// refuse tells the client why, if it speaks a protocol that has words for it, and puts that on record.
+func (n *node) refuse(ctx context.Context, c *intercept.Connection, t *policy.Target, reason string) {
+	fields := map[string]any{"agent": c.Agent, "run": c.Run, "process": c.Process, "destination": c.Destination, "reason": reason}
+	if t != nil {
+		fields["target"] = t.Name
+	}
+	n.audit("connection.refused", fields)
+	n.log.Warn("connection refused", "agent", c.Agent, "pid", c.Process.PID, "exe", c.Process.Exe, "to", c.Destination, "reason", reason)
+	ctx, cancel := context.WithTimeout(ctx, refuseTimeout)
+	defer cancel()
+	if p := n.refuser(t, c.Destination.Port()); p != nil {
+		p.Refuse(ctx, c.TCPConn, reason)
+		return
+	}
+	c.SetLinger(0) // a reset: to the client, the connection failed
+}
+
+// refuser is the protocol in whose words to refuse: the target's, or what is usual on that port.
+func (n *node) refuser(t *policy.Target, port uint16) *protocols.Protocol {
+	for _, p := range n.protocols {
+		if p.Refuse == nil {
+			continue
+		}
+		if t != nil && p.Name == t.Protocol {
+			return p
+		}
+		for _, usual := range p.Ports {
+			if t == nil && usual == port {
+				return p
+			}
+		}
+	}
+	return nil
+}
+
+// upstreamTLS says how to speak TLS with a target; nil is not at all.
+func upstreamTLS(t *policy.Target, host string) (*tls.Config, error) {
+	c := &tls.Config{MinVersion: tls.VersionTLS12, ServerName: host}
+	if t.CA != "" {
+		pem, err := os.ReadFile(t.CA)
+		if err != nil {
+			return nil, fmt.Errorf("target %s: ca: %w", t.Name, err)
+		}
+		c.RootCAs = x509.NewCertPool()
+		if !c.RootCAs.AppendCertsFromPEM(pem) {
+			return nil, fmt.Errorf("target %s: ca: %s holds no certificate in PEM form", t.Name, t.CA)
+		}
+	}
+	switch t.TLS {
+	case "disable":
+		return nil, nil
+	case "require": // encrypted, and to whom is not known: the operator asked for that by name
+		c.InsecureSkipVerify = true
+	case "verify-ca":
+		c.InsecureSkipVerify = true
+		roots := c.RootCAs
+		c.VerifyConnection = func(s tls.ConnectionState) error { return verifyChain(s, roots) }
+	}
+	return c, nil
+}
+
+// verifyChain verifies everything but the name.
+func verifyChain(s tls.ConnectionState, roots *x509.CertPool) error {
+	o := x509.VerifyOptions{Roots: roots, Intermediates: x509.NewCertPool()}
+	for _, c := range s.PeerCertificates[1:] {
+		o.Intermediates.AddCert(c)
+	}
+	_, err := s.PeerCertificates[0].Verify(o)
+	return err
+}
+
+// journal is a session's record, which also tells the desk how what was approved ended.
+type journal struct {
+	*recorder.Session
+	desk *approval.Desk
+}
+
+func (j journal) Outcome(x *protocols.Exchange, o protocols.Outcome) error {
+	if x.Ticket != "" {
+		go j.desk.Finished(x.Ticket, o)
+	}
+	return j.Session.Outcome(x, o)
+}
+
+// logins are the targets' sources of credentials in force. It is safe for concurrent use.
+type logins struct {
+	current atomic.Pointer[map[string]*credential.Source]
+}
+
+func (l *logins) set(sources map[string]*credential.Source) { l.current.Store(&sources) }
+
+func (l *logins) of(target string) *credential.Source {
+	if m := l.current.Load(); m != nil {
+		return (*m)[target]
+	}
+	return nil
+}

@@ -1,0 +1,247 @@
+package main
+
+import (
+	"context"
+	"crypto/rand"
+	"errors"
+	"fmt"
+	"io/fs"
+	"net"
+	"net/netip"
+	"os"
+	"path/filepath"
+
+	"github.com/hashicorp/go-hclog"
+
+	"sallyport/bpf"
+	"sallyport/intercept"
+	"sallyport/policy"
+	"sallyport/policy/approval"
+	"sallyport/policy/credential"
+	"sallyport/policy/mask"
+	"sallyport/protocols"
+	"sallyport/protocols/all"
+	"sallyport/recorder"
+)
+
+// A node is the running daemon: the parts, and what connects them.
+type node struct {
+	configPath string
+	config     *policy.Config // as it was at the start; [daemon], [record] and [approval] stay as they were
+	log        hclog.Logger
+	protocols  map[string]*protocols.Protocol
+
+	record *recorder.Log
+	store  *approval.SQLite
+	desk   *approval.Desk
+	engine *policy.Engine
+	logins *logins
+	router *intercept.Router
+	ca     *intercept.CA
+	gate   *intercept.Interceptor
+}
+
+// openNode opens everything in the order in which it is needed: evidence first, the kernel last.
+func openNode(ctx context.Context, configPath string, log hclog.Logger) (n *node, err error) {
+	config, err := policy.Read(configPath)
+	if err != nil {
+		return nil, err
+	}
+	n = &node{configPath: configPath, config: config, log: log, protocols: make(map[string]*protocols.Protocol), logins: &logins{}}
+	for i := range all.Protocols {
+		n.protocols[all.Protocols[i].Name] = &all.Protocols[i]
+	}
+	defer func() {
+		if err != nil {
+			err = errors.Join(err, n.close())
+		}
+	}()
+	state := config.Daemon.State
+	for _, dir := range []string{state, filepath.Dir(config.Daemon.Socket)} {
+		if err := os.MkdirAll(dir, 0o711); err != nil {
+			return n, err
+		}
+	}
+	if n.record, err = recorder.Open(recordOptions(config, log)); err != nil {
+		return n, err
+	}
+	if n.store, err = approval.OpenSQLite(config.Approval.Store); err != nil {
+		return n, err
+	}
+	n.desk = approval.NewDesk(n.store, n.record, approval.Options{MaxPending: config.Approval.MaxPending, Log: log.Named("approval")})
+	key, err := maskKey(filepath.Join(state, "mask.key"))
+	if err != nil {
+		return n, err
+	}
+	n.engine = policy.NewEngine(all.Protocols, approver{n.desk}, maskFactory(key))
+	if n.ca, err = intercept.OpenCA(filepath.Join(state, "ca")); err != nil {
+		return n, err
+	}
+	if _, err = n.ca.Bundle(); err != nil {
+		return n, err
+	}
+	if n.router, err = intercept.NewRouter(nil, net.DefaultResolver, log.Named("router")); err != nil {
+		return n, err
+	}
+	if err = n.load(ctx, config); err != nil {
+		return n, err
+	}
+	n.gate, err = intercept.Open(intercept.Options{
+		Port: uint16(config.Daemon.ProxyPort), Pins: config.Daemon.Pins, State: state, Log: log.Named("intercept"),
+		Refused: n.refusedUnhandled, Panic: n.panicked,
+	})
+	if err != nil {
+		return n, err
+	}
+	for _, a := range config.Agents {
+		if err = n.addConfigured(a); err != nil {
+			return n, err
+		}
+	}
+	return n, nil
+}
+
+func recordOptions(c *policy.Config, log hclog.Logger) recorder.Options {
+	limit := int64(c.Record.SessionLimit)
+	return recorder.Options{
+		Dir: evidenceDir(c), Durability: c.Record.Durability, StrictWrites: c.Record.StrictWrites, SessionLimit: limit,
+		LowWater: int64(c.Record.LowWater), Reserve: int64(c.Record.Reserve), CheckpointEvery: c.Record.CheckpointEvery, Log: log.Named("recorder"),
+	}
+}
+
+func evidenceDir(c *policy.Config) string { return filepath.Join(c.Daemon.State, "evidence") }
+
+func (n *node) close() error {
+	var errs []error
+	if n.gate != nil {
+		errs = append(errs, n.gate.Close())
+	}
+	if n.store != nil {
+		errs = append(errs, n.store.Close())
+	}
+	if n.record != nil {
+		errs = append(errs, n.record.Audit("daemon.stopped", map[string]any{"pid": os.Getpid()}), n.record.Close())
+	}
+	return errors.Join(errs...)
+}
+
+// load puts a configuration's targets and rules in force. After an error those before stay.
+func (n *node) load(ctx context.Context, c *policy.Config) error {
+	sources, err := newLogins(c)
+	if err != nil {
+		return err
+	}
+	matches := make([]intercept.TargetMatch, len(c.Targets))
+	for i, t := range c.Targets {
+		matches[i].Name = t.Name
+		for _, p := range t.Match {
+			matches[i].Patterns = append(matches[i].Patterns, string(p))
+		}
+		if _, err := upstreamTLS(&t, ""); err != nil {
+			return err
+		}
+	}
+	before := n.engine.Policy()
+	if err := n.engine.Use(c); err != nil {
+		return err
+	}
+	if err := n.router.Set(ctx, matches); err != nil {
+		if before != nil {
+			err = errors.Join(err, n.engine.Use(before.Config()))
+		}
+		return err
+	}
+	n.logins.set(sources)
+	return n.record.Audit("policy.loaded", map[string]any{"file": n.configPath, "policy": n.engine.Policy().Hash()})
+}
+
+// reload reads the configuration file anew.
+func (n *node) reload(ctx context.Context) error {
+	c, err := policy.Read(n.configPath)
+	if err == nil {
+		err = n.load(ctx, c)
+	}
+	if err != nil {
+		n.log.Error("the configuration is not taken over, the one before stays in force", "file", n.configPath, "error", err)
+		return errors.Join(err, n.record.Audit("policy.refused", map[string]any{"file": n.configPath, "error": err.Error()}))
+	}
+	n.log.Info("configuration taken over", "file", n.configPath, "policy", n.engine.Policy().Hash())
+	return nil
+}
+
+func (n *node) addConfigured(a policy.Agent) error {
+	root, err := bpf.CgroupRoot()
+	if err != nil {
+		return err
+	}
+	dir := filepath.Join(root, a.Cgroup)
+	if err := os.MkdirAll(dir, 0o755); err != nil {
+		return fmt.Errorf("agent %s: %w", a.Name, err)
+	}
+	_, err = n.addAgent(a.Name, dir)
+	return err
+}
+
+func (n *node) addAgent(name, dir string) (run string, err error) {
+	if run, err = n.gate.AddAgent(name, dir); err != nil {
+		return "", err
+	}
+	return run, n.record.Audit("agent.attached", map[string]any{"agent": name, "run": run, "cgroup": dir})
+}
+
+func (n *node) refusedUnhandled(from netip.AddrPort, why error) {
+	n.audit("connection.refused", map[string]any{"from": from, "reason": why.Error()})
+}
+
+func (n *node) panicked(value any, stack []byte) {
+	n.audit("session.panic", map[string]any{"panic": fmt.Sprint(value), "stack": string(stack)})
+}
+
+// audit is for events that nothing waits for.
+func (n *node) audit(kind string, fields map[string]any) {
+	if err := n.record.Audit(kind, fields); err != nil {
+		n.log.Error("an event is not on record", "event", kind, "fields", fields, "error", err)
+	}
+}
+
+// approver passes holds from the policy to the desk, which do not know each other.
+type approver struct{ desk *approval.Desk }
+
+func (a approver) Ticket(s *protocols.Session, r *protocols.Request, h policy.Hold) protocols.Ticket {
+	return a.desk.Ticket(s, r, approval.Hold(h))
+}
+
+func maskFactory(key []byte) policy.MaskFactory {
+	return func(target string, specs []policy.MaskSpec) (protocols.Masker, error) {
+		converted := make([]mask.Spec, len(specs))
+		for i, s := range specs {
+			converted[i] = mask.Spec(s)
+		}
+		return mask.New(converted, key)
+	}
+}
+
+// maskKey reads the installation's key for tokens and hashes, or makes it.
+func maskKey(path string) ([]byte, error) {
+	key, err := os.ReadFile(path)
+	if errors.Is(err, fs.ErrNotExist) {
+		key = make([]byte, 32)
+		rand.Read(key)
+		return key, os.WriteFile(path, key, 0o600)
+	}
+	return key, err
+}
+
+// newLogins makes the source of each target's login.
+func newLogins(c *policy.Config) (map[string]*credential.Source, error) {
+	sources := make(map[string]*credential.Source)
+	for _, t := range c.Targets {
+		p := t.Login.Password
+		source, err := credential.New(credential.Spec{User: t.Login.User, File: p.File, Env: p.Env, Command: p.Command})
+		if err != nil {
+			return nil, fmt.Errorf("target %s: login: %w", t.Name, err)
+		}
+		sources[t.Name] = source
+	}
+	return sources, nil
+}
