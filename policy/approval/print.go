@@ -126,7 +126,7 @@ func PrintTicket(w io.Writer, t Ticket, width int, now time.Time) error {
 		approvers = strings.Join(t.Approvers, ", ")
 	}
 	p.field("approvers", approvers)
-	p.field("needs", strconv.Itoa(t.Quorum)+" approval(s); the grant is for one use within "+t.GrantFor.String())
+	p.field("needs", strconv.Itoa(t.Quorum)+" approval(s); the grant is for one use within "+span(t.GrantFor))
 
 	if len(t.Votes) > 0 || t.By != nil || t.Why != "" || t.Outcome != "" {
 		p.head("So far")
@@ -159,7 +159,7 @@ type page struct {
 	width int
 }
 
-const labels = 13 // columns before what a field says
+const labels = 15 // columns before what a field says
 
 func (p *page) head(s string) { p.b.WriteString("\n" + s + "\n") }
 
