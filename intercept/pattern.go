@@ -1,0 +1,101 @@
+package intercept
+
+import (
+	"fmt"
+	"net/netip"
+	"strconv"
+	"strings"
+)
+
+// A pattern is one of the ways in which a target is written: "host:port", "address:port", "[address]:port",
+// "prefix:port" or "[prefix]:port", where port may be "*".
+type pattern struct {
+	text   string
+	name   string       // a host name in lower case, or "" and
+	prefix netip.Prefix // the addresses; one address is a prefix of its full length
+	port   uint16       // 0 for "*"
+}
+
+func parsePattern(text string) (pattern, error) {
+	p := pattern{text: text}
+	bad := func(why string) (pattern, error) {
+		return pattern{}, fmt.Errorf("intercept: match %q: %s", text, why)
+	}
+	colon := strings.LastIndexByte(text, ':')
+	if colon < 0 {
+		return bad("a port is missing, as in \"orders.internal:5432\"")
+	}
+	host, port := text[:colon], text[colon+1:]
+	if port != "*" {
+		n, err := strconv.ParseUint(port, 10, 16)
+		if err != nil || n == 0 {
+			return bad("the port must be a number from 1 to 65535, or *")
+		}
+		p.port = uint16(n)
+	}
+	inner, bracketed := strings.CutPrefix(host, "[")
+	if bracketed {
+		var closed bool
+		if host, closed = strings.CutSuffix(inner, "]"); !closed {
+			return bad("] is missing")
+		}
+	} else if strings.Contains(host, ":") {
+		return bad("write an IPv6 address in brackets, as in \"[fd00::5]:5432\"")
+	}
+	if prefix, err := netip.ParsePrefix(host); err == nil {
+		if prefix.Masked() != prefix {
+			return bad("bits are set beyond the prefix: " + prefix.Masked().String() + " is what it covers")
+		}
+		if prefix.Addr().Is4In6() {
+			return bad("write IPv4 as IPv4")
+		}
+		p.prefix = prefix
+		return p, nil
+	}
+	if addr, err := netip.ParseAddr(host); err == nil {
+		if addr.Zone() != "" {
+			return bad("an address with a zone cannot be matched")
+		}
+		addr = addr.Unmap()
+		p.prefix = netip.PrefixFrom(addr, addr.BitLen())
+		return p, nil
+	}
+	if bracketed {
+		return bad("what is in brackets is no IPv6 address or prefix")
+	}
+	if host == "*" {
+		return bad("a target names where it is; for everything write \"0.0.0.0/0\" and \"[::/0]\"")
+	}
+	if p.name = hostName(host); p.name == "" {
+		return bad("this is neither a host name, an address nor a prefix")
+	}
+	return p, nil
+}
+
+// hostName returns the name as it is compared, or "" if it cannot be one (RFC 1123, and underscores, which are in use).
+func hostName(s string) string {
+	s = strings.ToLower(strings.TrimSuffix(s, "."))
+	if s == "" || len(s) > 253 {
+		return ""
+	}
+	numeric := true
+	for label := range strings.SplitSeq(s, ".") {
+		if label == "" || len(label) > 63 || label[0] == '-' || label[len(label)-1] == '-' {
+			return ""
+		}
+		numeric = true // of the last label: "10.0.0.300" is a mistake, not a name
+		for i := range len(label) {
+			c := label[i]
+			if c < '0' || c > '9' {
+				numeric = false
+			}
+			if !(c >= 'a' && c <= 'z' || c >= '0' && c <= '9' || c == '-' || c == '_') {
+				return ""
+			}
+		}
+	}
+	if numeric {
+		return ""
+	}
+	return s
+}

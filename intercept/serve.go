@@ -1,0 +1,290 @@
+package intercept
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net"
+	"net/netip"
+	"runtime/debug"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"sallyport/bpf"
+	"sallyport/protocols"
+)
+
+// A Connection is one that an agent made. Its peer is the agent's own address; where the agent was going is Destination.
+type Connection struct {
+	*net.TCPConn
+	Destination netip.AddrPort // IPv4 as IPv4, whatever the socket's family
+	Process     protocols.Process
+	Agent       string // name
+	Run         string
+	Netns       uint64 // cookie of the network namespace that it came from
+}
+
+// Reasons for which a connection is reset before it is handled.
+var (
+	// ErrLoop means that the agent called the proxy itself.
+	ErrLoop = errors.New("intercept: the destination is the proxy")
+	// ErrUnknownAgent means that its agent was let go since it connected.
+	ErrUnknownAgent = errors.New("intercept: the agent is gone")
+	// ErrTooMany means that the agent has as many connections open as it may.
+	ErrTooMany = errors.New("intercept: too many connections of this agent")
+)
+
+// Counters count connections since Open.
+type Counters struct {
+	Handled  uint64 // passed to the handler
+	NoRecord uint64 // reset, because they came from no agent
+	Refused  uint64 // reset for another reason
+	Panics   uint64 // ended because the handler panicked
+	Open     int64  // being handled now
+}
+
+type counters struct {
+	handled, noRecord, refused, panics atomic.Uint64
+	open                               atomic.Int64
+	warned                             atomic.Int64 // Unix time of the last warning about a refusal
+}
+
+// Counters returns how many connections there were.
+func (i *Interceptor) Counters() Counters {
+	c := &i.counters
+	return Counters{c.handled.Load(), c.noRecord.Load(), c.refused.Load(), c.panics.Load(), c.open.Load()}
+}
+
+// Serve calls handle for each connection, in a goroutine of its own, and closes the connection when handle returns. When
+// ctx ends it stops listening, gives open connections Options.Grace, then ends their context and resets them, and returns
+// nil. It returns an error if it cannot accept any more. A panic in handle ends that connection only.
+func (i *Interceptor) Serve(ctx context.Context, handle func(ctx context.Context, c *Connection)) error {
+	s := &server{Interceptor: i, handle: handle, live: make(map[*net.TCPConn]struct{})}
+	var cancel context.CancelFunc
+	s.ctx, cancel = context.WithCancel(context.WithoutCancel(ctx))
+	defer cancel()
+	ended := make(chan error)
+	for _, l := range i.listeners {
+		go s.acceptLoop(l, ended)
+	}
+	sweeping, stopSweeping := context.WithCancel(ctx)
+	defer stopSweeping()
+	go i.sweepLoop(sweeping)
+
+	var err error
+	running := len(i.listeners)
+	select {
+	case <-ctx.Done():
+	case err = <-ended: // one listener lost is half of the connections lost: stop, and be started again
+		running--
+	}
+	for _, l := range i.listeners {
+		l.Close()
+	}
+	for range running {
+		<-ended
+	}
+	done := make(chan struct{})
+	go func() { s.wait.Wait(); close(done) }()
+	grace := time.NewTimer(i.options.Grace)
+	defer grace.Stop()
+	select {
+	case <-done:
+	case <-grace.C:
+		cancel()
+		s.resetAll()
+		<-done
+	}
+	return err
+}
+
+type server struct {
+	*Interceptor
+	handle func(context.Context, *Connection)
+	ctx    context.Context // of handlers
+	wait   sync.WaitGroup
+
+	mu   sync.Mutex
+	live map[*net.TCPConn]struct{} // guarded by mu
+}
+
+func (s *server) acceptLoop(l *net.TCPListener, ended chan<- error) {
+	const shortest, longest = 5 * time.Millisecond, time.Second
+	pause := shortest
+	for {
+		c, err := l.AcceptTCP()
+		switch {
+		case err == nil:
+			pause = shortest
+			s.wait.Add(1)
+			s.track(c, true)
+			go s.serveConnection(c)
+		case errors.Is(err, net.ErrClosed):
+			ended <- nil
+			return
+		case transient(err):
+			// Nothing to accept with. Those who wait stay in the kernel's queue; trying again at once would only burn.
+			s.log.Warn("cannot accept connections for now", "error", err, "again in", pause)
+			time.Sleep(pause)
+			pause = min(2*pause, longest)
+		default:
+			ended <- fmt.Errorf("intercept: accept: %w", err)
+			return
+		}
+	}
+}
+
+// transient errors pass; see accept(2), which also passes on errors of the connection that it would have returned.
+func transient(err error) bool {
+	for _, e := range []error{unix.EMFILE, unix.ENFILE, unix.ENOBUFS, unix.ENOMEM, unix.ECONNABORTED, unix.EPROTO, unix.EINTR} {
+		if errors.Is(err, e) {
+			return true
+		}
+	}
+	return false
+}
+
+func (s *server) serveConnection(c *net.TCPConn) {
+	defer s.wait.Done()
+	defer c.Close()
+	defer s.recovered(c)
+	defer s.track(c, false)
+	conn, err := s.receive(c)
+	if err != nil {
+		s.refuse(c, err)
+		return
+	}
+	defer s.leave(conn.Run)
+	s.counters.handled.Add(1)
+	s.counters.open.Add(1)
+	defer s.counters.open.Add(-1)
+	s.handle(s.ctx, conn)
+}
+
+func (s *server) recovered(c *net.TCPConn) {
+	value := recover()
+	if value == nil {
+		return
+	}
+	reset(c)
+	stack := debug.Stack()
+	s.counters.panics.Add(1)
+	s.log.Error("a connection's handler panicked", "panic", value, "stack", string(stack))
+	if s.options.Panic != nil {
+		s.options.Panic(value, stack)
+	}
+}
+
+// receive finds out everything about a connection, or why it is none of an agent's.
+func (i *Interceptor) receive(c *net.TCPConn) (*Connection, error) {
+	record, err := i.hooks.Lookup(c)
+	if err != nil {
+		return nil, err
+	}
+	for _, l := range i.listeners {
+		if record.Destination == l.Addr().(*net.TCPAddr).AddrPort() {
+			return nil, ErrLoop
+		}
+	}
+	agent, ok := i.agent(record.Agent)
+	if !ok {
+		return nil, ErrUnknownAgent
+	}
+	// Nagle's algorithm would hold back the end of every answer that is not a full segment.
+	if err := c.SetNoDelay(true); err != nil {
+		return nil, err
+	}
+	if err := c.SetKeepAliveConfig(net.KeepAliveConfig{Enable: true, Idle: time.Minute, Interval: 15 * time.Second, Count: 4}); err != nil {
+		return nil, err
+	}
+	conn := &Connection{
+		TCPConn:     c,
+		Destination: record.Destination,
+		Process:     i.people.identify(&record),
+		Agent:       agent.Name,
+		Run:         agent.Run,
+		Netns:       record.Netns,
+	}
+	if !i.enter(agent.Run) {
+		return nil, ErrTooMany
+	}
+	return conn, nil
+}
+
+// refuse resets, so that the client gets an error at once and not an end of file that could be taken for an answer.
+func (s *server) refuse(c *net.TCPConn, err error) {
+	reset(c)
+	if errors.Is(err, bpf.ErrNoRecord) {
+		s.counters.noRecord.Add(1)
+	} else {
+		s.counters.refused.Add(1)
+	}
+	from := c.RemoteAddr().(*net.TCPAddr).AddrPort()
+	if now, last := time.Now().Unix(), s.counters.warned.Load(); now > last && s.counters.warned.CompareAndSwap(last, now) { // once a second: anybody can cause it
+		s.log.Warn("connection refused", "from", from, "reason", err)
+	}
+	if s.options.Refused != nil {
+		s.options.Refused(from, err)
+	}
+}
+
+func reset(c *net.TCPConn) {
+	c.SetLinger(0)
+	c.Close()
+}
+
+func (i *Interceptor) enter(run string) bool {
+	i.mu.Lock()
+	defer i.mu.Unlock()
+	if i.open[run] >= i.options.MaxPerAgent {
+		return false
+	}
+	i.open[run]++
+	return true
+}
+
+func (i *Interceptor) leave(run string) {
+	i.mu.Lock()
+	defer i.mu.Unlock()
+	if i.open[run]--; i.open[run] <= 0 {
+		delete(i.open, run)
+	}
+}
+
+func (s *server) track(c *net.TCPConn, live bool) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if live {
+		s.live[c] = struct{}{}
+	} else {
+		delete(s.live, c)
+	}
+}
+
+func (s *server) resetAll() {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.log.Warn("resetting connections that did not end in time", "connections", len(s.live))
+	for c := range s.live {
+		reset(c)
+	}
+}
+
+// sweepLoop lets go of agents whose cgroup is gone: their pins and names would pile up.
+func (i *Interceptor) sweepLoop(ctx context.Context) {
+	tick := time.NewTicker(10 * time.Second)
+	defer tick.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case <-tick.C:
+			if _, err := i.Sweep(); err != nil {
+				i.log.Warn("cannot let go of agents that are gone", "error", err)
+			}
+		}
+	}
+}
