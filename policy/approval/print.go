@@ -159,7 +159,7 @@ type page struct {
 	width int
 }
 
-const labels = 15 // columns before what a field says
+const labels = 14 // columns before what a field says
 
 func (p *page) head(s string) { p.b.WriteString("\n" + s + "\n") }
 
@@ -183,9 +183,9 @@ func (p *page) text(label, s string) {
 }
 
 func (p *page) put(label, bar, s string) {
-	label = cut(PlainLine(label), labels-3)
+	label = cut(PlainLine(label), labels-2)
 	for _, piece := range wrap(s, p.width-labels-2) {
-		fmt.Fprintf(&p.b, "  %s%s%s %s\n", label, strings.Repeat(" ", max(labels-2-cells(label), 1)), bar, piece)
+		fmt.Fprintf(&p.b, "  %s%s%s %s\n", label, strings.Repeat(" ", labels-2-cells(label)), bar, piece)
 		label = ""
 	}
 }
