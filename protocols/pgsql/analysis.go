@@ -13,6 +13,7 @@ import (
 // An Analysis is what a text of SQL does. It is immutable. Equal pointers are equal facts, and a Cache returns the same
 // pointer for the same text as long as it remembers it.
 type Analysis struct {
+	Text       string            // what was analyzed
 	Statements []Statement       // empty only if the text holds no statement or could not be read
 	Effects    protocols.Effects // of all statements together
 	Unbounded  bool              // some statement writes or destroys without saying which rows
@@ -28,17 +29,36 @@ func (a *Analysis) Value() any { return a.Statements }
 // Opaque reports whether some of the text could not be understood.
 func (a *Analysis) Opaque() bool { return a.Effects&protocols.Opaque != 0 }
 
-// Results returns, for each statement of the text that returns rows or copies out, in order, the statement whose
-// outputs those rows are. For EXECUTE and FETCH that is what was prepared or declared. An element is nil where that is not known: nothing is
-// known of those rows' columns then.
+// Results returns, for each statement of the text that answers with rows or with COPY data, in order, the statement whose
+// outputs those are. For EXECUTE and FETCH that is what was prepared or declared. An element is nil where that is not
+// known, and so are all after a statement that may or may not answer with rows (CALL, an EXECUTE of either): count them by
+// CommandComplete and Statement.Source instead, or take nothing for known.
 func (a *Analysis) Results() []*Statement {
 	var results []*Statement
+	lost := false
 	for i := range a.Statements {
-		if s := &a.Statements[i]; s.returns {
-			results = append(results, s.source())
+		s := &a.Statements[i]
+		if s.returns == no {
+			continue
+		}
+		if lost = lost || s.returns == perhaps; lost {
+			results = append(results, nil)
+		} else {
+			results = append(results, s.Source())
 		}
 	}
 	return results
+}
+
+// union makes Objects and Unbounded from the statements'.
+func (a *Analysis) union() {
+	var objects []string
+	a.Unbounded = false
+	for i := range a.Statements {
+		objects = append(objects, a.Statements[i].Objects...)
+		a.Unbounded = a.Unbounded || !a.Statements[i].Bounded
+	}
+	a.Objects = sorted(objects)
 }
 
 // A Statement is one statement of a text. Fields with a cel name are what rules see.
@@ -58,12 +78,23 @@ type Statement struct {
 	// Touches holds every name of a relation or column that occurs anywhere in the statement.
 	Touches Names `cel:"-"`
 
-	effects protocols.Effects
-	returns bool         // the server answers it with rows or with COPY data
-	inner   []*Statement // EXECUTE, FETCH: what it runs
-	names   []string
-	copy    *copyOut
+	effects          protocols.Effects
+	returns          answer
+	inner            *Statement // EXECUTE, FETCH: what it answers with the rows of; nil if that is not known
+	kept             *Statement // PREPARE, DECLARE: the query
+	prepared, cursor string
+	hold             bool // the cursor outlives its transaction
+	copy             *copyOut
 }
+
+// answer says whether a statement is answered with rows or with COPY data.
+type answer uint8
+
+const (
+	no answer = iota
+	yes
+	perhaps
+)
 
 // Names is a set of names that occur in a statement.
 type Names struct {
@@ -102,22 +133,26 @@ type ColumnName struct {
 	Name  string
 }
 
-type reference struct {
-	cursor    bool
-	name      string
-	statement int
-}
-
 type copyOut struct {
 	table   string
 	columns []string
 	query   bool
 }
 
-func (s *Statement) source() *Statement { return s }
+// Source returns the statement that says what columns s answers with: what was prepared or declared, for EXECUTE and FETCH,
+// or else s itself. It is nil where that is not known: take the columns then for derived from anything.
+func (s *Statement) Source() *Statement {
+	if s.Kind == "execute" || s.Kind == "fetch" || s.Kind == "call" {
+		return s.inner
+	}
+	return s
+}
 
-// CopyColumns returns what COPY … TO copies: a table with its column list, nil if it names none, or else, with query true,
-// the rows of a query, whose columns Outputs has.
+// Returns reports whether the server answers s with rows or with COPY data. Where that cannot be told, certain is false.
+func (s *Statement) Returns() (rows, certain bool) { return s.returns != no, s.returns != perhaps }
+
+// CopyColumns returns what COPY … TO STDOUT copies: a table with its column list, nil if it names none, or else, with query
+// true, the rows of a query. Outputs has the columns of either.
 func (s *Statement) CopyColumns() (table string, columns []string, query bool) {
 	if s.copy == nil {
 		return "", nil, false
@@ -125,10 +160,16 @@ func (s *Statement) CopyColumns() (table string, columns []string, query bool) {
 	return s.copy.table, s.copy.columns, s.copy.query
 }
 
-// PreparedName returns the name that PREPARE, EXECUTE or DEALLOCATE is about; "" for all.
-func (s *Statement) PreparedName() string { return "" }
+// PreparedName returns the name that PREPARE, EXECUTE or DEALLOCATE is about; "" is all of them, or none.
+func (s *Statement) PreparedName() string { return s.prepared }
 
-// CursorName returns the name that DECLARE, FETCH, MOVE or CLOSE is about; "" for all.
-func (s *Statement) CursorName() string { return "" }
+// CursorName returns the name that DECLARE, FETCH, MOVE or CLOSE is about; "" is all of them, or none.
+func (s *Statement) CursorName() string { return s.cursor }
 
 var _ protocols.Facts = (*Analysis)(nil)
+
+// sorted returns names in order, each once, in the same memory.
+func sorted(names []string) []string {
+	slices.Sort(names)
+	return slices.Clip(slices.Compact(names))
+}
