@@ -1,8 +1,6 @@
 package recorder
 
 import (
-	"errors"
-	"iter"
 	"time"
 
 	"sallyport/protocols"
@@ -116,46 +114,3 @@ type Filter struct {
 	State                        State
 	Limit                        int // newest first
 }
-
-// List returns the sessions recorded in dir that match, newest first.
-func List(dir string, f Filter) ([]SessionInfo, error) { return nil, errors.ErrUnsupported }
-
-// A Recording is one session's record, open for reading.
-type Recording struct {
-	SessionInfo
-	Dir string // the session's directory
-}
-
-// Load finds a session by its id. It errors with ErrNoSession.
-func Load(dir, id string) (*Recording, error) { return nil, errors.ErrUnsupported }
-
-// Commands yields the lines of commands.jsonl, in the order in which they ended. An error is the last yield.
-func (r *Recording) Commands() iter.Seq2[Command, error] { return nil }
-
-// Frames yields the transcript. An error is the last yield.
-func (r *Recording) Frames() iter.Seq2[Frame, error] { return nil }
-
-// A Report says whether evidence is whole.
-type Report struct {
-	Whole    bool      `json:"whole"`
-	Problems []Problem `json:"problems,omitempty"` // everything found wrong, in the order of the log
-	Origin   string    `json:"origin"`
-	Lines    int64     `json:"lines"`    // events in the audit log
-	Signed   int64     `json:"signed"`   // events that the last checkpoint covers
-	Sessions int       `json:"sessions"` // sealed sessions looked at
-	Open     int       `json:"open"`     // sessions that are not sealed yet
-}
-
-// A Problem is one thing wrong with the evidence.
-type Problem struct {
-	File    string `json:"file"`              // relative to the directory
-	Offset  int64  `json:"offset"`            // in bytes
-	Line    int64  `json:"line,omitempty"`    // from 1, in a file of lines
-	Session string `json:"session,omitempty"` // whose it is
-	Kind    string `json:"kind"`
-	Text    string `json:"text"` // what is wrong, for people
-}
-
-// Verify checks the session id, or everything when id is "", against the audit log in dir and its checkpoints, which
-// publicKey must have signed. It reads files only. An error means that it could not look; what it found is in the report.
-func Verify(dir, id, publicKey string) (Report, error) { return Report{}, errors.ErrUnsupported }

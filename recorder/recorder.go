@@ -4,10 +4,17 @@
 package recorder
 
 import (
+	"encoding/json"
 	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"sync"
 	"time"
 
 	"github.com/hashicorp/go-hclog"
+	"golang.org/x/mod/sumdb/note"
+	"golang.org/x/sys/unix"
 
 	"sallyport/protocols"
 )
@@ -56,43 +63,297 @@ var (
 )
 
 // A Log is the audit log of a node, open for writing. It is safe for concurrent use.
-type Log struct{}
+type Log struct {
+	dir          string
+	logger       hclog.Logger
+	strict       bool // everything is committed to disk
+	strictWrites bool
+	sessionLimit int64
+	public       string
 
-// Open opens or makes the log in o.Dir, and repairs what a crash left. One process at a time may have it open: another
-// gets ErrLocked.
-func Open(o Options) (*Log, error) { return nil, errors.ErrUnsupported }
+	journal  journal
+	disk     *disk
+	keeper   *keeper
+	follower follower
+	signer   note.Signer
 
-// Audit records any event that does not belong to a session, and commits it as strictly as there is. fields is a struct or
-// map whose JSON object becomes part of the line; it must not name "seq", "time" or "event".
-func (l *Log) Audit(kind string, fields any) error { return errors.ErrUnsupported }
+	signing     sync.Mutex // one checkpoint at a time
+	checkpoints *os.File   // guarded by signing, as what follows
+	signedEnd   int64      // bytes of it
+	signedSize  int64      // lines that the last one covers
+	signedAt    time.Time
 
-// Begin opens the record of a session. It fails with ErrDiskLow or ErrUnwritable when no session may begin.
-func (l *Log) Begin(s *protocols.Session) (*Session, error) { return nil, errors.ErrUnsupported }
+	noted   diskState // the last one that was written down; the watcher's
+	lock    *os.File
+	hash    chan struct{} // holds one: the tree lags behind
+	sealed  chan struct{} // holds one: a session was sealed
+	quit    chan struct{}
+	running sync.WaitGroup
+}
 
-// Checkpoint signs the log as it stands, if it grew since the last time.
-func (l *Log) Checkpoint() error { return errors.ErrUnsupported }
+// sealGap is the least time between checkpoints that are made because sessions end: many short ones share one.
+const sealGap = 200 * time.Millisecond
+
+// watchEvery is how often free space is looked at. At 400 MB/s the lower half of the default mark fills no faster.
+const watchEvery = 500 * time.Millisecond
+
+// Audit records any event that does not belong to a session, and commits it as strictly as there is. kind is one of Events,
+// or another word like them; fields is a struct or map whose JSON object becomes part of the line, and must not name "seq",
+// "time" or "event".
+func (l *Log) Audit(kind string, fields any) error {
+	if !wellFormed(kind) {
+		return fmt.Errorf("recorder: %q cannot be the kind of an event", kind)
+	}
+	head := appendHead(nil, time.Now(), kind)
+	body, err := appendFields(head, fields)
+	if err != nil {
+		return err
+	}
+	var taken struct{ Seq, Time, Event json.RawMessage }
+	if json.Unmarshal(append(append([]byte("{\"\":0"), body[len(head):]...), '}'), &taken); taken.Seq != nil || taken.Time != nil || taken.Event != nil {
+		return fmt.Errorf("recorder: fields of %s name seq, time or event", kind)
+	}
+	seq, err := l.journal.append(body, false)
+	if err != nil {
+		return err
+	}
+	_, err = l.journal.commit(seq, seq, true)
+	return err
+}
+
+// Begin opens the record of a session. It fails with ErrDiskLow, ErrDiskFull or ErrUnwritable when none may begin.
+func (l *Log) Begin(p *protocols.Session) (*Session, error) {
+	switch l.disk.now() {
+	case diskLow:
+		return nil, ErrDiskLow
+	case diskFull:
+		return nil, ErrDiskFull
+	}
+	if !validID(p.ID) {
+		return nil, fmt.Errorf("recorder: %q cannot be the id of a session", p.ID)
+	}
+	started := p.Started
+	if started.IsZero() {
+		started = time.Now()
+	}
+	dir := sessionDir(p.ID, started)
+	path := filepath.Join(l.dir, dir)
+	if _, err := os.Lstat(path); err == nil {
+		return nil, fmt.Errorf("recorder: session %s exists", p.ID)
+	}
+	s := &Session{
+		log: l, s: p, dir: dir, started: started,
+		head: appendField(nil, "session", p.ID),
+	}
+	info := l.info(p, started)
+	info.State = StateOpen
+	body, err := appendFields(append(appendHead(nil, time.Now(), EventSessionOpened), s.head...), openedFields{
+		dir, info.Agent, info.Run, info.Target, info.Protocol, info.Upstream, info.Host, info.Process, info.Started,
+	})
+	if err != nil {
+		return nil, err
+	}
+	// The event comes first: a start after a crash finds the session by it, and makes the directory if need be.
+	j := &l.journal
+	j.mu.Lock()
+	if _, twice := j.open[p.ID]; twice {
+		err = fmt.Errorf("recorder: session %s exists", p.ID)
+	} else if s.first, err = j.appendLocked(body, false); err == nil {
+		j.open[p.ID] = openSession{p.ID, dir, j.segment}
+	}
+	j.mu.Unlock()
+	if err != nil {
+		return nil, err
+	}
+	s.last = s.first
+	info.Audit = SeqRange{s.first, s.first}
+	if _, err = j.commit(s.first, 0, true); err == nil {
+		if err = os.MkdirAll(path, 0o700); err == nil {
+			_, err = writeInfo(l.disk, path, &info, false)
+		}
+	}
+	if err != nil {
+		info.Problems = append(info.Problems, err.Error())
+		return nil, errors.Join(fmt.Errorf("recorder: begin session: %w", err), l.seal(p.ID, dir, &info, &s.files))
+	}
+	return s, nil
+}
+
+// openedFields are those of a session.opened event beside its session.
+type openedFields struct {
+	Dir      string            `json:"dir"`
+	Agent    string            `json:"agent"`
+	Run      string            `json:"run"`
+	Target   string            `json:"target"`
+	Protocol string            `json:"protocol"`
+	Upstream string            `json:"upstream"`
+	Host     string            `json:"host,omitempty"`
+	Process  protocols.Process `json:"process"`
+	Started  time.Time         `json:"started"`
+}
+
+func (l *Log) info(p *protocols.Session, started time.Time) SessionInfo {
+	return SessionInfo{
+		Format: 1, ID: p.ID, Agent: p.Agent, Run: p.Run, Target: p.Target, Protocol: p.Protocol,
+		Upstream: p.Upstream.Address, Host: p.Upstream.Host, Process: p.Process, Started: started.UTC(),
+	}
+}
+
+func sessionDir(id string, started time.Time) string {
+	return filepath.Join("sessions", started.UTC().Format("2006/01/02"), id)
+}
+
+// validID bounds what may stand as a directory's name: letters, digits and dashes, at most 64 bytes.
+func validID(id string) bool {
+	if id == "" || len(id) > 64 {
+		return false
+	}
+	for i := range len(id) {
+		if c := id[i]; !(c >= 'a' && c <= 'z' || c >= 'A' && c <= 'Z' || c >= '0' && c <= '9' || c == '-' && i > 0) {
+			return false
+		}
+	}
+	return true
+}
+
+// Checkpoint signs the log as it stands, if it grew since the last time. What it covers is on disk first, so that a log is
+// never shorter than its last checkpoint.
+func (l *Log) Checkpoint() error {
+	l.signing.Lock()
+	defer l.signing.Unlock()
+	l.signedAt = time.Now()
+	j := &l.journal
+	j.mu.Lock()
+	seq := j.appended
+	j.mu.Unlock()
+	if _, err := j.commit(seq, 0, true); err != nil {
+		return err
+	}
+	w := &l.follower
+	w.mu.Lock()
+	err := w.catchUpLocked()
+	c := checkpoint{l.signer.Name(), w.tree.size, w.tree.root()}
+	w.mu.Unlock()
+	if err != nil {
+		j.fail(err)
+		return err
+	}
+	if c.size == l.signedSize {
+		return nil
+	}
+	j.mu.Lock()
+	seq = j.written - (j.whole.lines - c.size)
+	j.mu.Unlock()
+	if _, err := j.commit(seq, seq, true); err != nil {
+		return err
+	}
+	b, err := c.sign(l.signer)
+	if err != nil {
+		return err
+	}
+	if _, err = l.checkpoints.WriteAt(b, l.signedEnd); err != nil && errors.Is(err, unix.ENOSPC) && l.disk.spend() {
+		_, err = l.checkpoints.WriteAt(b, l.signedEnd)
+	}
+	if err == nil {
+		err = fdatasync(l.checkpoints)
+	}
+	if err != nil {
+		l.checkpoints.Truncate(l.signedEnd)
+		return fmt.Errorf("recorder: checkpoint: %w", err)
+	}
+	l.signedEnd += int64(len(b))
+	l.signedSize = c.size
+	return nil
+}
+
+// sign is the goroutine that hashes and signs.
+func (l *Log) sign(every time.Duration) {
+	defer l.running.Done()
+	tick := time.NewTicker(every)
+	defer tick.Stop()
+	soon := time.NewTimer(sealGap)
+	soon.Stop()
+	waiting := false
+	for {
+		var err error
+		select {
+		case <-l.quit:
+			return
+		case <-l.hash:
+			if err = l.follower.catchUp(); err != nil {
+				l.journal.fail(err)
+			}
+		case <-l.sealed:
+			if waiting {
+				continue
+			}
+			waiting = true
+			l.signing.Lock()
+			gap := sealGap - time.Since(l.signedAt)
+			l.signing.Unlock()
+			soon.Reset(max(gap, 0))
+		case <-soon.C:
+			waiting = false
+			err = l.Checkpoint()
+		case <-tick.C:
+			err = l.Checkpoint()
+		}
+		if err != nil {
+			l.logger.Error("audit log", "error", err)
+		}
+	}
+}
+
+// watch is the goroutine that looks at the disk.
+func (l *Log) watch() {
+	defer l.running.Done()
+	tick := time.NewTicker(watchEvery)
+	defer tick.Stop()
+	for {
+		select {
+		case <-l.quit:
+			return
+		case <-tick.C:
+			l.look()
+		}
+	}
+}
+
+func (l *Log) look() {
+	now, free, err := l.disk.check()
+	if l.journal.resume() {
+		l.logger.Info("audit log can be written again")
+	}
+	if now == l.noted {
+		return
+	}
+	l.noted = now
+	l.logger.Warn("free space of the audit log's disk", "state", now.String(), "free", free, "error", err)
+	body, err := appendFields(appendHead(nil, time.Now(), EventDisk), diskFields{now.String(), free})
+	if err == nil {
+		l.journal.append(body, true) // if the log is unwritable, that is told by every commit
+	}
+}
+
+// diskFields are those of a disk.changed event.
+type diskFields struct {
+	State string `json:"state"` // "ok", "low": no new sessions, "full": live ones end
+	Free  int64  `json:"free"`  // bytes
+}
 
 // Close signs the log and lets go of it. Sessions still open are left to the next Open to recover.
-func (l *Log) Close() error { return errors.ErrUnsupported }
+func (l *Log) Close() error {
+	close(l.quit)
+	l.running.Wait()
+	l.keeper.close()
+	body := appendHead(nil, time.Now(), EventClosed)
+	_, err := l.journal.append(body, true)
+	err = errors.Join(err, l.Checkpoint(), l.journal.close())
+	l.follower.close()
+	l.checkpoints.Close()
+	l.lock.Close()
+	return err
+}
 
 // PublicKey returns the verifier key of the log's checkpoints, in the form of golang.org/x/mod/sumdb/note.
-func (l *Log) PublicKey() string { return "" }
-
-// A Session is the open record of one session. It is safe for concurrent use.
-type Session struct{}
-
-var _ protocols.Journal = (*Session)(nil)
-
-// Close seals the session. reason says in words why it ended; "" means in good order.
-func (s *Session) Close(reason string) error { return errors.ErrUnsupported }
-
-func (s *Session) Request(x *protocols.Exchange) error  { return errors.ErrUnsupported }
-func (s *Session) Decision(x *protocols.Exchange) error { return errors.ErrUnsupported }
-func (s *Session) Outcome(x *protocols.Exchange, o protocols.Outcome) error {
-	return errors.ErrUnsupported
-}
-func (s *Session) Bytes(f protocols.Side, x *protocols.Exchange, p []byte) error {
-	return errors.ErrUnsupported
-}
-func (s *Session) Commit() error            { return errors.ErrUnsupported }
-func (s *Session) TryCommit() (bool, error) { return false, errors.ErrUnsupported }
+func (l *Log) PublicKey() string { return l.public }

@@ -1,0 +1,88 @@
+package recorder
+
+// Kinds of events in the audit log. Lines that Sallyport's parts add through Audit use them too.
+const (
+	EventSegment   = "segment.started"
+	EventOpened    = "log.opened"
+	EventClosed    = "log.closed"
+	EventRecovered = "recovered"
+	EventResumed   = "log.resumed"
+	EventDisk      = "disk.changed"
+
+	EventSessionOpened    = "session.opened"
+	EventSessionDescribed = "session.described"
+	EventRequest          = "request"
+	EventDecision         = "decision"
+	EventOutcome          = "outcome"
+	EventSessionSealed    = "session.sealed"
+
+	EventDaemonStarted     = "daemon.started"
+	EventDaemonStopped     = "daemon.stopped"
+	EventPolicyLoaded      = "policy.loaded"
+	EventPolicyRejected    = "policy.rejected"
+	EventAgentStarted      = "agent.started"
+	EventAgentEnded        = "agent.ended"
+	EventConnectionRefused = "connection.refused"
+	EventTicketOpened      = "ticket.opened"
+	EventTicketVoted       = "ticket.voted"
+	EventTicketChanged     = "ticket.changed"
+	EventReplayed          = "session.replayed"
+)
+
+// An EventKind is an entry of the catalogue.
+type EventKind struct {
+	Name    string `json:"name"`
+	Meaning string `json:"meaning"`
+}
+
+// Events is the catalogue of what the audit log may hold. Every line has seq, time and event beside the fields of its kind.
+var Events = []EventKind{
+	{EventSegment, "a new file of the log begins; names the sessions open at that moment"},
+	{EventOpened, "the log was opened for writing"},
+	{EventClosed, "the log was closed in good order; it is signed up to here"},
+	{EventRecovered, "a start found the log or a session as a crash left it; says what was lost"},
+	{EventResumed, "the log could not be written for a while, and can again"},
+	{EventDisk, "free space crossed a mark; says which sessions are still accepted"},
+
+	{EventSessionOpened, "an agent's connection to a target began"},
+	{EventSessionDescribed, "what the session's protocol learned while opening it, such as user and database"},
+	{EventRequest, "an agent asked for something"},
+	{EventDecision, "the policy, or a human, answered a request; a held one gets a second decision"},
+	{EventOutcome, "the response to a request ended, or never came"},
+	{EventSessionSealed, "a session ended; carries the hashes of its files"},
+
+	{EventDaemonStarted, "the daemon started; names its version and settings"},
+	{EventDaemonStopped, "the daemon stopped in good order"},
+	{EventPolicyLoaded, "a policy took effect"},
+	{EventPolicyRejected, "a policy was not taken because it is wrong; the old one stays"},
+	{EventAgentStarted, "a run of an agent began"},
+	{EventAgentEnded, "a run of an agent ended"},
+	{EventConnectionRefused, "a connection was refused before a session began"},
+	{EventTicketOpened, "a request was put before humans"},
+	{EventTicketVoted, "a human voted on a ticket"},
+	{EventTicketChanged, "a ticket reached another state"},
+	{EventReplayed, "a recorded session was replayed against a sandbox"},
+}
+
+// Known reports whether the catalogue has a kind of that name.
+func Known(kind string) bool {
+	for _, k := range Events {
+		if k.Name == kind {
+			return true
+		}
+	}
+	return false
+}
+
+// wellFormed bounds what may stand as an event's kind: lower-case words joined by dots, at most 64 bytes.
+func wellFormed(kind string) bool {
+	if kind == "" || len(kind) > 64 {
+		return false
+	}
+	for i := range len(kind) {
+		if c := kind[i]; !(c >= 'a' && c <= 'z' || c == '_' || c == '.' && i > 0 && i < len(kind)-1) {
+			return false
+		}
+	}
+	return true
+}
