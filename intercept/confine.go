@@ -220,12 +220,12 @@ func dropPrivileges(who Account) error {
 // open of /proc/PID/mem away from anybody with the same user. Since Linux 6.12 the domain also keeps signals and abstract
 // unix sockets inside. A kernel without Landlock gives no domain: give agents a user of their own there.
 func separate() error {
-	abi, _, errno := unix.RawSyscall(unix.SYS_LANDLOCK_CREATE_RULESET, 0, 0, unix.LANDLOCK_CREATE_RULESET_VERSION)
-	if errno == unix.ENOSYS || errno == unix.EOPNOTSUPP || errno == 0 && abi < 2 {
-		return nil // the first version forbids to rename between directories, which programs need
+	abi, err := landlock()
+	if err != nil {
+		return err
 	}
-	if errno != 0 {
-		return fmt.Errorf("intercept: landlock: %w", errno)
+	if abi < 2 {
+		return nil // the first version forbids to rename between directories, which programs need
 	}
 	// Some right must be handled, and this one is denied in a domain unless it is granted.
 	attr := unix.LandlockRulesetAttr{Handled_access_fs: unix.LANDLOCK_ACCESS_FS_REFER}
@@ -250,6 +250,30 @@ func separate() error {
 	}
 	if _, _, errno := unix.RawSyscall(unix.SYS_LANDLOCK_RESTRICT_SELF, rules, 0, 0); errno != 0 {
 		return fmt.Errorf("intercept: landlock: %w", errno)
+	}
+	return nil
+}
+
+// landlock is the version that this kernel has: 2 since Linux 5.19, 6 since 6.12; 0 means none, or that it is turned off.
+func landlock() (abi int, err error) {
+	r, _, errno := unix.RawSyscall(unix.SYS_LANDLOCK_CREATE_RULESET, 0, 0, unix.LANDLOCK_CREATE_RULESET_VERSION)
+	switch errno {
+	case 0:
+		return int(r), nil
+	case unix.ENOSYS, unix.EOPNOTSUPP:
+		return 0, nil
+	}
+	return 0, fmt.Errorf("intercept: landlock: %w", errno)
+}
+
+// Weaknesses lists, for people, what Launch cannot keep a command from on this kernel.
+func Weaknesses() []string {
+	abi, err := landlock()
+	switch {
+	case err != nil || abi < 2:
+		return []string{"it can read and change processes of the same user outside of its cgroup, and signal them (no Landlock; Linux 5.19 has it)"}
+	case abi < 6:
+		return []string{"it can send signals to processes of the same user outside of its cgroup (Linux 6.12 keeps them in)"}
 	}
 	return nil
 }

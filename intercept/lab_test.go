@@ -254,3 +254,7 @@ func call(to netip.AddrPort) (string, error) {
 }
 
 var proxy4 = netip.AddrPortFrom(netip.MustParseAddr("127.0.0.1"), proxyPort)
+
+func credential(uid, gid uint32) *syscall.Credential {
+	return &syscall.Credential{Uid: uid, Gid: gid}
+}
