@@ -89,7 +89,9 @@ func (s *Session) keep(everything bool) {
 		}
 		s.queued = false
 	}
-	if len(s.commands) > 0 && (everything || len(s.commands) >= maxBlock) {
+	f.lines = append(f.lines, s.fullLines...)
+	s.fullLines = nil
+	if everything && len(s.commands) > 0 {
 		f.lines = append(f.lines, s.commands)
 		s.commands = nil
 	}

@@ -140,6 +140,9 @@ func grow(b []byte, n int) []byte {
 	if cap(b)-len(b) >= n {
 		return b
 	}
+	if b == nil {
+		return getBuffer(n)
+	}
 	larger := append(getBuffer(max(len(b)+n, min(2*cap(b), maxBlock))), b...)
 	putBuffer(b)
 	return larger

@@ -31,9 +31,10 @@ const (
 // of it, and those who come meanwhile wait for that or the next write. Syncs are shared in the same way, apart from writes,
 // so that who only needs write(2) never waits for a disk.
 type journal struct {
-	dir  string
-	disk *disk
-	wake func(lag int64) // told after each write how many bytes nobody has hashed yet
+	dir      string
+	disk     *disk
+	wake     func(lag int64)      // told after each write how many bytes nobody has hashed yet
+	syncFile func(*os.File) error // fdatasync(2)
 
 	mu       sync.Mutex
 	wrote    sync.Cond // on mu: written, writing, failed or hashed changed
@@ -52,6 +53,11 @@ type journal struct {
 	timer    *time.Timer // flushes what nobody commits
 	armed    bool
 
+	began  int64 // seq of the last line before this opening
+	writes int64
+	syncs  int64
+
+	limit   int64      // size of a segment
 	segment int        // number of the segment that the next line goes to
 	filled  int64      // bytes appended to it, pending ones included
 	unsync  []*os.File // segments with lines after safe; the last is being written
@@ -97,7 +103,7 @@ func (j *journal) appendLocked(body []byte, closing bool) (int64, error) {
 	if len(body) > maxLine-64 {
 		return 0, errLineTooLong
 	}
-	if j.filled > 0 && j.filled+int64(len(body)) > segmentSize {
+	if j.filled > 0 && j.filled+int64(len(body)) > j.limit {
 		if err := j.beginSegment(); err != nil {
 			return 0, err
 		}
@@ -201,6 +207,7 @@ func (j *journal) write() {
 	buf, cuts, last := j.pending, j.cuts, j.appended
 	j.pending, j.cuts, j.spare = j.spare[:0], nil, nil
 	j.writing = true
+	j.writes++
 	end := j.end
 	j.mu.Unlock()
 
@@ -317,12 +324,13 @@ func (j *journal) sync() {
 	last, newFile := j.written, j.dirSync
 	j.dirSync = false
 	j.syncing = true
+	j.syncs++
 	j.mu.Unlock()
 
 	var err error
 	for _, f := range files {
 		if err == nil {
-			err = fdatasync(f)
+			err = j.syncFile(f)
 		}
 	}
 	if err == nil && newFile {

@@ -137,7 +137,8 @@ func (l *Log) begin(found *survey) {
 		}
 	}
 	j.wrote.L, j.synced.L = &j.mu, &j.mu
-	j.appended, j.written = found.seq, found.seq
+	j.appended, j.written, j.began = found.seq, found.seq, found.seq
+	j.syncFile, j.limit = fdatasync, segmentSize
 	j.segment, j.filled = found.end.segment, found.end.offset
 	j.end, j.whole = found.end, found.end
 	j.open = found.open

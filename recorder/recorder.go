@@ -10,6 +10,7 @@ import (
 	"os"
 	"path/filepath"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/hashicorp/go-hclog"
@@ -89,6 +90,7 @@ type Log struct {
 	sealed  chan struct{} // holds one: a session was sealed
 	quit    chan struct{}
 	running sync.WaitGroup
+	ended   atomic.Bool
 }
 
 // sealGap is the least time between checkpoints that are made because sessions end: many short ones share one.
@@ -219,9 +221,6 @@ func validID(id string) bool {
 // Checkpoint signs the log as it stands, if it grew since the last time. What it covers is on disk first, so that a log is
 // never shorter than its last checkpoint.
 func (l *Log) Checkpoint() error {
-	l.signing.Lock()
-	defer l.signing.Unlock()
-	l.signedAt = time.Now()
 	j := &l.journal
 	j.mu.Lock()
 	seq := j.appended
@@ -229,6 +228,15 @@ func (l *Log) Checkpoint() error {
 	if _, err := j.commit(seq, 0, true); err != nil {
 		return err
 	}
+	return l.checkpoint()
+}
+
+// checkpoint signs what is written. It writes no line, so that the goroutine which writers may wait for can call it.
+func (l *Log) checkpoint() error {
+	l.signing.Lock()
+	defer l.signing.Unlock()
+	l.signedAt = time.Now()
+	j := &l.journal
 	w := &l.follower
 	w.mu.Lock()
 	err := w.catchUpLocked()
@@ -242,7 +250,7 @@ func (l *Log) Checkpoint() error {
 		return nil
 	}
 	j.mu.Lock()
-	seq = j.written - (j.whole.lines - c.size)
+	seq := j.written - (j.whole.lines - c.size)
 	j.mu.Unlock()
 	if _, err := j.commit(seq, seq, true); err != nil {
 		return err
@@ -294,9 +302,9 @@ func (l *Log) sign(every time.Duration) {
 			soon.Reset(max(gap, 0))
 		case <-soon.C:
 			waiting = false
-			err = l.Checkpoint()
+			err = l.checkpoint()
 		case <-tick.C:
-			err = l.Checkpoint()
+			err = l.checkpoint()
 		}
 		if err != nil {
 			l.logger.Error("audit log", "error", err)
@@ -343,16 +351,34 @@ type diskFields struct {
 
 // Close signs the log and lets go of it. Sessions still open are left to the next Open to recover.
 func (l *Log) Close() error {
+	if l.ended.Swap(true) {
+		return ErrClosed
+	}
 	close(l.quit)
 	l.running.Wait()
 	l.keeper.close()
-	body := appendHead(nil, time.Now(), EventClosed)
-	_, err := l.journal.append(body, true)
-	err = errors.Join(err, l.Checkpoint(), l.journal.close())
-	l.follower.close()
-	l.checkpoints.Close()
-	l.lock.Close()
+	err := l.follower.catchUp() // nobody else will, and writers may wait for it
+	err = errors.Join(err, l.note(EventClosed, nil), l.Checkpoint(), l.journal.close())
+	l.abandon()
 	return err
+}
+
+// Stats count what a log did since it was opened.
+type Stats struct {
+	Lines  int64  `json:"lines"`  // appended
+	Bytes  int64  `json:"bytes"`  // written
+	Writes int64  `json:"writes"` // calls of write(2)
+	Syncs  int64  `json:"syncs"`  // calls of fdatasync(2) for the log
+	Open   int    `json:"open"`   // sessions
+	Disk   string `json:"disk"`   // "ok", "low" or "full"
+}
+
+// Stats returns the counts so far.
+func (l *Log) Stats() Stats {
+	j := &l.journal
+	j.mu.Lock()
+	defer j.mu.Unlock()
+	return Stats{j.appended - j.began, j.bytes, j.writes, j.syncs, len(j.open), l.disk.now().String()}
 }
 
 // PublicKey returns the verifier key of the log's checkpoints, in the form of golang.org/x/mod/sumdb/note.

@@ -28,8 +28,9 @@ type Session struct {
 	counts    Counts
 	queued    bool          // in the keeper's list
 	busy      bool          // the last block was filled
-	commands  []byte        // lines of commands.jsonl not in the file yet
-	block     []byte        // frames of the block to come
+	commands  []byte        // lines of commands.jsonl to come
+	fullLines [][]byte      // so many of them that they are to be written, in order
+	block     []byte        // frames of the transcript's block to come
 	frameAt   time.Duration // of the last frame in block
 	full      [][]byte      // blocks to be written, in order
 	lost      [2]int64      // bytes of each side that were refused since the last frame
@@ -156,16 +157,24 @@ func (s *Session) outcome(x *protocols.Exchange, o protocols.Outcome, took time.
 	s.counts.Masked += o.Masked
 
 	c := commandOf(x, held, o, took)
-	before := cap(s.commands)
-	if before == 0 {
-		s.commands = getBuffer(1)
-	}
-	if cap(s.commands)-len(s.commands) < 512 {
-		s.commands = grow(s.commands, 1<<10)
-	}
-	s.commands = appendCommand(s.commands, &c)
-	s.collected(cap(s.commands)-before, len(s.commands) >= maxBlock)
+	s.command(&c)
 	return nil
+}
+
+// command adds a line of commands.jsonl.
+func (s *Session) command(c *Command) {
+	before := cap(s.commands)
+	if cap(s.commands)-len(s.commands) < 512 { // as long as most lines are
+		s.commands = grow(s.commands, min(512, maxBlock-len(s.commands)))
+	}
+	s.commands = appendCommand(s.commands, c)
+	grown := cap(s.commands) - before
+	full := len(s.commands) > maxBlock-512
+	if full {
+		s.fullLines = append(s.fullLines, s.commands)
+		s.commands = nil
+	}
+	s.collected(grown, full)
 }
 
 // Bytes adds to the transcript. It blocks while more is collected than can be written. After ErrSessionLimit, ErrDiskFull
