@@ -61,6 +61,7 @@ type Interceptor struct {
 	mu     sync.Mutex        // guards the rest
 	agents map[uint64]*Agent // by cgroup id; those that the kernel governs, and no others
 	open   map[string]int    // connections by run
+	probe  probing
 }
 
 // Open listens, and then continues with what an earlier daemon left in the kernel, or else puts everything there. The

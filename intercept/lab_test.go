@@ -13,6 +13,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"runtime"
+	"strconv"
 	"strings"
 	"syscall"
 	"testing"
@@ -258,3 +259,5 @@ var proxy4 = netip.AddrPortFrom(netip.MustParseAddr("127.0.0.1"), proxyPort)
 func credential(uid, gid uint32) *syscall.Credential {
 	return &syscall.Credential{Uid: uid, Gid: gid}
 }
+
+func pidString() string { return strconv.Itoa(os.Getpid()) }

@@ -206,8 +206,15 @@ func terminal(f *os.File) bool {
 }
 
 // Stage must be the first thing that main calls. It returns at once unless the program was started by Launch; then it
-// confines itself, becomes the command, and does not return.
+// confines itself, becomes the command, and does not return. Nor does it when the program is the probe of SelfTest.
 func Stage() {
+	if len(os.Args) > 0 && os.Args[0] == probeName {
+		if err := probe(os.Args[1:]); err != nil {
+			fmt.Fprintln(os.Stderr, err)
+			os.Exit(1)
+		}
+		os.Exit(0)
+	}
 	if len(os.Args) != 1 || os.Args[0] != stageName {
 		return
 	}

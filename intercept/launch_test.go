@@ -420,6 +420,7 @@ func TestCgroupsForAgentsAreMadeBelowOurOwn(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
+	defer os.Remove(filepath.Dir(dir)) // unless others are in it
 	defer removeCgroup(t, dir)
 	if filepath.Base(filepath.Dir(dir)) != "sallyport" {
 		t.Error(dir)

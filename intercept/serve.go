@@ -35,6 +35,8 @@ var (
 	ErrUnknownAgent = errors.New("intercept: the agent is gone")
 	// ErrTooMany means that the agent has as many connections open as it may.
 	ErrTooMany = errors.New("intercept: too many connections of this agent")
+
+	errProbe = errors.New("intercept: the self-test's own connection")
 )
 
 // Counters count connections since Open.
@@ -153,6 +155,9 @@ func (s *server) serveConnection(c *net.TCPConn) {
 	defer s.recovered(c)
 	defer s.track(c, false)
 	conn, err := s.receive(c)
+	if errors.Is(err, errProbe) {
+		return
+	}
 	if err != nil {
 		s.refuse(c, err)
 		return
@@ -188,6 +193,9 @@ func (i *Interceptor) receive(c *net.TCPConn) (*Connection, error) {
 		if record.Destination == l.Addr().(*net.TCPAddr).AddrPort() {
 			return nil, ErrLoop
 		}
+	}
+	if i.isProbe(record.Agent, record.Destination) {
+		return nil, errProbe
 	}
 	agent, ok := i.agent(record.Agent)
 	if !ok {
