@@ -25,6 +25,7 @@ type Config struct {
 // Daemon is how the daemon runs. It takes effect at its start only.
 type Daemon struct {
 	ProxyPort int    `toml:"proxy_port"` // on loopback
+	DNSPort   int    `toml:"dns_port"`   // on loopback, UDP; 0 refuses agents' name queries
 	Socket    string `toml:"socket"`
 	State     string `toml:"state"`
 	Pins      string `toml:"pins"`
@@ -145,6 +146,7 @@ func Default() *Config {
 	c := &Config{
 		Daemon: Daemon{
 			ProxyPort: 15001,
+			DNSPort:   15053,
 			Socket:    "/run/sallyport/control.sock",
 			State:     "/var/lib/sallyport",
 			Pins:      "/run/sallyport/bpf",

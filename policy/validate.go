@@ -62,6 +62,9 @@ func (v *validator) daemon(d *Daemon) {
 	if d.ProxyPort < 1 || d.ProxyPort > 65535 {
 		v.add(d.Pos.At("proxy_port"), "proxy_port: %d is no port from 1 to 65535", d.ProxyPort)
 	}
+	if d.DNSPort < 0 || d.DNSPort > 65535 {
+		v.add(d.Pos.At("dns_port"), "dns_port: %d is no port from 1 to 65535, nor 0 for none", d.DNSPort)
+	}
 	v.absolute(d.Pos, "socket", d.Socket)
 	// sun_path has 108 bytes with its end: unix(7).
 	if len(d.Socket) > 107 {

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"os/exec"
 	"strconv"
 	"strings"
 	"testing"
@@ -20,8 +21,8 @@ import (
 func TestPgbenchRunsInEveryMode(t *testing.T) {
 	if out, err := database.Query("postgres", "SELECT 1 FROM pg_class WHERE relname = 'pgbench_accounts'"); err != nil || out == "" {
 		init := []string{"pgbench", "-i", "-q", "-h", database.Dir, "-p", strconv.Itoa(database.Port), "-U", "postgres", "postgres"}
-		if out, err := command(init...); err != nil {
-			t.Fatal(out)
+		if out, err := exec.Command(init[0], init[1:]...).CombinedOutput(); err != nil {
+			t.Fatalf("%s", out)
 		}
 	}
 	s := newSite(t, `preset = "guarded"

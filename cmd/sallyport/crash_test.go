@@ -19,11 +19,6 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-func command(args ...string) (string, error) {
-	out, err := exec.Command(args[0], args[1:]...).CombinedOutput()
-	return string(out), err
-}
-
 // Whatever moment the daemon is killed at: nothing goes round it, and nothing was executed that is not on record.
 func TestKillingTheDaemonLosesNoStatementAndLetsNobodyRoundIt(t *testing.T) {
 	owner(t, "DROP TABLE IF EXISTS seen; CREATE TABLE seen (n text); DO $$ BEGIN CREATE ROLE stranger LOGIN SUPERUSER; EXCEPTION WHEN duplicate_object THEN NULL; END $$")

@@ -51,6 +51,7 @@ func runDaemon(ctx context.Context, configPath string) error {
 	go n.reloadLoop(ctx, hangUp)
 	go n.router.Run(ctx)
 	go n.desk.Run(ctx)
+	go n.serveNames(ctx)
 	stopControl, err := n.serveControl()
 	if err != nil {
 		return n.end(err)
@@ -61,6 +62,12 @@ func runDaemon(ctx context.Context, configPath string) error {
 	err = n.gate.Serve(ctx, func(ctx context.Context, c *intercept.Connection) { n.handle(ctx, c) })
 	log.Info("stopped: until a daemon starts again, agents' connections are refused")
 	return n.end(err)
+}
+
+func (n *node) serveNames(ctx context.Context) {
+	if err := n.gate.ServeNames(ctx, n.router); err != nil {
+		n.log.Error("agents' name queries are not answered any more", "error", err)
+	}
 }
 
 func (n *node) end(err error) error {

@@ -87,7 +87,7 @@ func openNode(ctx context.Context, configPath string, log hclog.Logger) (n *node
 		return n, err
 	}
 	n.gate, err = intercept.Open(intercept.Options{
-		Port: uint16(config.Daemon.ProxyPort), Pins: config.Daemon.Pins, State: state, Log: log.Named("intercept"),
+		Port: uint16(config.Daemon.ProxyPort), DNS: uint16(config.Daemon.DNSPort), Pins: config.Daemon.Pins, State: state, Log: log.Named("intercept"),
 		Refused: n.refusedUnhandled, Panic: n.panicked,
 	})
 	if err != nil {
@@ -135,7 +135,7 @@ func (n *node) load(ctx context.Context, c *policy.Config) error {
 	for i, t := range c.Targets {
 		matches[i].Name = t.Name
 		for _, p := range t.Match {
-			matches[i].Patterns = append(matches[i].Patterns, string(p))
+			matches[i].Patterns = append(matches[i].Patterns, p.String())
 		}
 		if _, err := upstreamTLS(&t, ""); err != nil {
 			return err
