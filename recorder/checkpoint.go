@@ -44,13 +44,15 @@ func (c checkpoint) sign(s note.Signer) ([]byte, error) {
 	return append(b, '\n'), err
 }
 
+var errOtherKey = errors.New("signed by another key")
+
 // openCheckpoint checks one signed note. Anything but the one spelling that sign gives is refused, so that no bit of it
 // can change unseen.
 func openCheckpoint(b []byte, v note.Verifier) (checkpoint, error) {
 	var c checkpoint
 	n, err := note.Open(b, note.VerifierList(v))
 	if unverified := (*note.UnverifiedNoteError)(nil); errors.As(err, &unverified) {
-		return c, fmt.Errorf("not signed by %s but by %s", keyText(v.Name(), v.KeyHash()), signers(unverified.Note))
+		return c, fmt.Errorf("%w: %s, not %s", errOtherKey, signers(unverified.Note), keyText(v.Name(), v.KeyHash()))
 	}
 	if err != nil {
 		return c, err

@@ -146,7 +146,7 @@ func (c *check) readCheckpoints() error {
 		p, err := openCheckpoint(first, c.key)
 		if err != nil {
 			kind := KindChanged
-			if other := (*note.UnverifiedNoteError)(nil); errors.As(err, &other) {
+			if errors.Is(err, errOtherKey) {
 				kind = KindKey
 			}
 			c.problem(Problem{File: checkpointName, Offset: at, Kind: kind, Text: err.Error()})
