@@ -56,11 +56,15 @@ func lastAt(p []byte, at int) int {
 	return at
 }
 
-// placeholder reports whether a password is none: empty, stars, a variable to be filled in, or what this package put in
-// its place.
+// placeholder reports whether a password is none: empty, stars, a variable to be filled in such as ${NAME}, or what this
+// package put in its place.
 func placeholder(v []byte) bool {
-	if len(bytes.Trim(v, "*")) == 0 || bytes.HasPrefix(v, []byte("${")) {
+	if len(bytes.Trim(v, "*")) == 0 {
 		return true
+	}
+	if bytes.HasPrefix(v, []byte("${")) {
+		k := run(v, 2, alnum|urlMark)
+		return k == len(v)-1 && v[k] == '}'
 	}
 	return ours(v)
 }
@@ -107,8 +111,8 @@ func (s *scanner) passwordParam(i int) (find, bool) {
 
 // email recognises an address around an at sign of the given width, which is 3 for "%40".
 func (s *scanner) email(at, width int) (find, bool) {
-	low := max(s.floor, s.at)
-	s.at = at + width
+	low := max(s.floor, s.at, s.percent)
+	s.percent = at + width
 	return s.emailAfter(low, at, width)
 }
 
@@ -173,11 +177,16 @@ func quotedPart(p []byte, low, at int) int {
 		if p[k] != '"' {
 			continue
 		}
-		if !escaped {
-			return k
+		first := k
+		if escaped {
+			if k == low || p[k-1] != '\\' {
+				break
+			}
+			first--
 		}
-		if k > low && p[k-1] == '\\' {
-			return k - 1
+		// Else these are the quotes of two strings, as in "handle":"@example.com".
+		if is(p[k+1], alnum) && edge(p, first) {
+			return first
 		}
 		break
 	}

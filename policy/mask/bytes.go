@@ -2,19 +2,20 @@ package mask
 
 // Classes of bytes, as bits of a table.
 const (
-	digit uint8 = 1 << iota
+	digit uint16 = 1 << iota
 	upper
 	lower
 	base64Mark // + /
 	urlMark    // - _
 	space      // white space and controls
 	emailMark  // of an address before the at sign, as addresses are in fact
-	urlStop    // what ends the authority of a URL
-	alnum      = digit | upper | lower
-	letter     = upper | lower
+	hexDigit
+	urlStop // what ends the authority of a URL
+	alnum   = digit | upper | lower
+	letter  = upper | lower
 )
 
-var classes = func() (t [256]uint8) {
+var classes = func() (t [256]uint16) {
 	for c := range t {
 		switch {
 		case c >= '0' && c <= '9':
@@ -27,11 +28,12 @@ var classes = func() (t [256]uint8) {
 			t[c] = space | urlStop
 		}
 	}
-	mark := func(class uint8, s string) {
+	mark := func(class uint16, s string) {
 		for _, c := range []byte(s) {
 			t[c] |= class
 		}
 	}
+	mark(hexDigit, "0123456789abcdefABCDEF")
 	mark(base64Mark, "+/")
 	mark(urlMark, "-_")
 	mark(emailMark, "._%+-'")
@@ -39,10 +41,10 @@ var classes = func() (t [256]uint8) {
 	return t
 }()
 
-func is(c, class uint8) bool { return classes[c]&class != 0 }
+func is(c byte, class uint16) bool { return classes[c]&class != 0 }
 
 // run returns the end of the run of bytes of a class that begins at i.
-func run(p []byte, i int, class uint8) int {
+func run(p []byte, i int, class uint16) int {
 	for i < len(p) && is(p[i], class) {
 		i++
 	}
@@ -85,7 +87,7 @@ func skipEscape(p []byte, i int) int {
 	return i
 }
 
-func isHex(c byte) bool { return is(c, digit) || c|0x20 >= 'a' && c|0x20 <= 'f' }
+func isHex(c byte) bool { return is(c, hexDigit) }
 
 // foldSuffix reports whether p ends in word, which is in lower case, whatever the case in p.
 func foldSuffix(p []byte, word string) bool {

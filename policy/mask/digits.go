@@ -4,6 +4,9 @@ package mask
 // look on.
 func (s *scanner) digits(i int) (f find, next int, ok bool) {
 	p := s.p
+	if end, ok := uuid(p, i); ok {
+		return find{}, end, false
+	}
 	if i > 0 && is(p[i-1], alnum) && !afterEscape(p, i) {
 		if p[i-1] == 'u' && i >= 2 && p[i-2] == '\\' && i+4 <= len(p) {
 			return find{}, i + 4, false // "\u0020": its digits are not the text's
@@ -52,6 +55,25 @@ func (s *scanner) digits(i int) (f find, next int, ok bool) {
 		}
 	}
 	return find{}, j, false
+}
+
+// uuid returns the end of a UUID (RFC 9562) whose first digit is p[i]. Its groups of nothing but digits are no cards.
+func uuid(p []byte, i int) (end int, ok bool) {
+	const length = len("00000000-0000-0000-0000-000000000000")
+	start := i
+	for start > 0 && i-start < 8 && isHex(p[start-1]) {
+		start--
+	}
+	end = start + length
+	if end > len(p) || p[start+8] != '-' || p[start+13] != '-' || p[start+18] != '-' || p[start+23] != '-' {
+		return 0, false
+	}
+	for k, c := range p[start:end] {
+		if !isHex(c) && k != 8 && k != 13 && k != 18 && k != 23 {
+			return 0, false
+		}
+	}
+	return end, end == len(p) || !is(p[end], alnum)
 }
 
 // sparse returns the end of the groups of digits that begin with p[i:j] if all together are too few for a card, as those
@@ -127,9 +149,6 @@ func (s *scanner) isCard(pan []byte, groups []uint8, mixed bool, i, k int) bool 
 	}
 	if len(groups) > 1 {
 		return true
-	}
-	if len(pan) == 12 && i >= 6 && s.p[i-1] == '-' && s.p[i-6] == '-' && is(s.p[i-2], alnum) {
-		return false // the last group of a UUID
 	}
 	return !alone(s.p, i, k) || hinted(s.hint) != unlikely
 }

@@ -120,7 +120,7 @@ func secretBefore(p []byte, low, i int) (start, end int, ok bool) {
 // only one of the two. Within JSON a slash may be escaped.
 func secretKey(p []byte, i int) (end int, ok bool) {
 	n := 0
-	var seen uint8
+	var seen uint16
 	for ; i < len(p); i++ {
 		if p[i] == '\\' && i+1 < len(p) && p[i+1] == '/' {
 			continue

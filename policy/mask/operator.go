@@ -169,7 +169,7 @@ func normalize(k kind, v []byte) []byte {
 	}
 }
 
-func filter(v []byte, keep uint8) []byte {
+func filter(v []byte, keep uint16) []byte {
 	out := make([]byte, 0, len(v))
 	for _, c := range v {
 		if is(c, keep) {

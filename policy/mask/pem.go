@@ -39,13 +39,13 @@ func pemLabel(p []byte, i int) int {
 	return k
 }
 
-// hasBody tells a key from a mention of its first line: a word of 16 characters of base64 follows, a shorter one with
-// which the text ends, or a header.
+// hasBody tells a key from a mention of its first line: a word of 16 characters of base64 follows, a shorter one on the
+// next line with which the text ends, or a header.
 func hasBody(p []byte, i int) bool {
 	const word = 16
 	k := pemGap(p, i)
 	e := run(p, k, alnum|base64Mark)
-	if e-k >= word || e > k && (e == len(p) || p[e] == '"') {
+	if e-k >= word || e > k && bytes.ContainsAny(p[i:k], "\n\\") && (e == len(p) || p[e] == '"') {
 		return true
 	}
 	_, ok := pemHeader(p, k)

@@ -99,13 +99,14 @@ type scanner struct {
 	p    []byte
 	hint string // name of the field
 
-	i      int // everything before was looked at
-	floor  int // end of the last find
-	at     int // end of the last at sign looked at
-	sparse int // no card begins before
-	notJWT int // where a run of base64 ends that no token begins in
-	queued int // finds that were made beside the last, in order
-	queue  [2]find
+	i       int // everything before was looked at
+	floor   int // end of the last find
+	at      int // end of the last at sign looked at
+	percent int // the same of "%40"
+	sparse  int // no card begins before
+	notJWT  int // where a run of base64 ends that no token begins in
+	queued  int // finds that were made beside the last, in order
+	queue   [2]find
 }
 
 // any reports whether there is a find left.
@@ -167,7 +168,9 @@ func (s *scanner) next() (find, bool) {
 			}
 			i++
 		case triggerDash:
-			f, ok = s.dash(i)
+			if i+1 < len(p) && (p[i+1] == '-' || p[i+1]|0x20 == 'k' || i >= 4 && p[i-4] == 'x') {
+				f, ok = s.dash(i)
+			}
 			i++
 		case triggerLow:
 			f, ok = s.low(i)
@@ -204,12 +207,9 @@ func (s *scanner) take(f find) find {
 	return f
 }
 
-// dash looks at '-'.
+// dash looks at '-' that is not the last byte.
 func (s *scanner) dash(i int) (find, bool) {
 	p := s.p
-	if i+1 >= len(p) {
-		return find{}, false
-	}
 	switch c := p[i+1]; {
 	case c == '-':
 		if s.look.has(privateKey) {

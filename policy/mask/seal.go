@@ -35,7 +35,7 @@ const (
 
 var lowerBase32 = base32.NewEncoding("abcdefghijklmnopqrstuvwxyz234567").WithPadding(base32.NoPadding)
 
-// seal returns "opHash" and hexadecimal digits, or "tok_" and base32 characters. The operator and the domain are part of
+// seal returns "hash_" and hexadecimal digits, or "tok_" and base32 characters. The operator and the domain are part of
 // what is authenticated, so that neither a hash and a token nor the values of two domains can be matched up.
 func (s *sealer) seal(op operator, domain string, value []byte) []byte {
 	m := s.pool.Get().(*seal)
@@ -50,7 +50,7 @@ func (s *sealer) seal(op operator, domain string, value []byte) []byte {
 		sum := m.mac.Sum(m.sum[:0])
 		var out []byte
 		if op == opHash {
-			out = hex.AppendEncode([]byte("opHash"), sum[:hashHex/2])
+			out = hex.AppendEncode([]byte("hash_"), sum[:hashHex/2])
 		} else {
 			out = lowerBase32.AppendEncode([]byte("tok_"), sum[:17])[:len("tok_")+tokenBase32]
 		}
