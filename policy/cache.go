@@ -9,8 +9,9 @@ import (
 )
 
 const (
-	// slots is how many decisions a policy remembers. An agent asks some dozens of different things, over and over.
-	slots = 4096
+	// slots is how many decisions a policy remembers at most. An agent asks some dozens of different things, over and over.
+	slotBits = 12
+	slots    = 1 << slotBits
 	// maxCachedText and maxCachedObjects bound what one slot keeps alive beside facts.
 	maxCachedText    = 4 << 10
 	maxCachedObjects = 64
@@ -26,28 +27,26 @@ type cache struct {
 	table []atomic.Pointer[entry]
 }
 
-// A key is what a decision depends on. What no rule of the target looks at is left zero.
-type key struct {
+// entry is a request as the rules of its target saw it, and what they said. What none of them looks at is not compared.
+type entry struct {
 	target      *target
 	agent       string
 	kind        string
 	effects     protocols.Effects
 	unbounded   bool
 	transaction bool
-	facts       protocols.Facts
-	text        string
+	objects     []string
 	problem     string
-	run         string
-	user        string
-	uid         uint32
-	exe         string
-	cgroup      string
-	attributes  [maxAttributes]string
-}
 
-type entry struct {
-	key     key
-	objects []string
+	facts      protocols.Facts
+	text       string
+	run        string
+	user       string
+	uid        uint32
+	exe        string
+	cgroup     string
+	attributes [maxAttributes]string
+
 	outcome outcome
 }
 
@@ -78,61 +77,78 @@ func (c *cache) get(t *target, s *protocols.Session, r *protocols.Request) *outc
 	if t.uncached {
 		return nil
 	}
-	var k key
-	if !k.fill(t, s, r) {
-		return nil
-	}
-	e := c.table[c.slot(&k)].Load()
-	if e == nil || e.key != k || !slices.Equal(e.objects, r.Objects) {
+	e := c.table[c.slot(t, s, r)].Load()
+	if e == nil || !e.equal(t, s, r) {
 		return nil
 	}
 	return &e.outcome
 }
 
 func (c *cache) put(t *target, s *protocols.Session, r *protocols.Request, o *outcome) {
-	e := &entry{outcome: *o}
-	if t.uncached || !e.key.fill(t, s, r) {
+	if t.uncached || len(r.Objects) > maxCachedObjects || len(r.Kind)+len(r.Problem) > maxCachedText {
 		return
 	}
-	e.objects = slices.Clone(r.Objects)
-	c.table[c.slot(&e.key)].Store(e)
-}
-
-// fill takes from a request what the rules of its target look at. It reports false if that is too much to remember.
-func (k *key) fill(t *target, s *protocols.Session, r *protocols.Request) bool {
-	if len(r.Objects) > maxCachedObjects {
-		return false
+	e := &entry{
+		target: t, agent: s.Agent, run: s.Run, user: s.Process.RealUser, uid: s.Process.UID, exe: s.Process.Exe, cgroup: s.Process.Cgroup,
+		kind: r.Kind, effects: r.Effects, unbounded: r.Unbounded, transaction: r.Transaction, objects: slices.Clone(r.Objects), problem: r.Problem,
+		outcome: *o,
 	}
-	// These are in reasons, if nowhere else.
-	k.target, k.agent, k.kind, k.effects, k.problem = t, s.Agent, r.Kind, effectsOf(r), r.Problem
-	k.unbounded, k.transaction = r.Unbounded, r.Transaction
 	if t.looks&lookFacts != 0 {
-		k.facts = r.Facts
+		e.facts = r.Facts
 	}
 	if t.looks&lookText != 0 {
-		k.text = r.Text
-	}
-	if t.looks&lookRun != 0 {
-		k.run = s.Run
-	}
-	if t.looks&lookUser != 0 {
-		k.user = s.Process.RealUser
-	}
-	if t.looks&lookUID != 0 {
-		k.uid = s.Process.UID
-	}
-	if t.looks&lookExe != 0 {
-		k.exe = s.Process.Exe
-	}
-	if t.looks&lookCgroup != 0 {
-		k.cgroup = s.Process.Cgroup
+		if len(r.Text) > maxCachedText {
+			return
+		}
+		e.text = r.Text
 	}
 	for i, name := range t.attributes {
-		k.attributes[i] = s.Attribute(name)
+		e.attributes[i] = s.Attribute(name)
 	}
-	return len(k.text)+len(k.problem)+len(k.kind) <= maxCachedText
+	c.table[c.slot(t, s, r)].Store(e)
 }
 
-func (c *cache) slot(k *key) uint64 {
-	return maphash.Comparable(c.seed, *k) % slots
+// equal reports whether a request is the one that the entry is about, as far as its target's rules can tell and reasons
+// say.
+func (e *entry) equal(t *target, s *protocols.Session, r *protocols.Request) bool {
+	if e.target != t || e.agent != s.Agent || e.kind != r.Kind || e.effects != r.Effects || e.unbounded != r.Unbounded ||
+		e.transaction != r.Transaction || e.problem != r.Problem || !slices.Equal(e.objects, r.Objects) {
+		return false
+	}
+	l := t.looks
+	if l&lookFacts != 0 && e.facts != r.Facts ||
+		l&lookText != 0 && e.text != r.Text ||
+		l&lookRun != 0 && e.run != s.Run ||
+		l&lookUser != 0 && e.user != s.Process.RealUser ||
+		l&lookUID != 0 && e.uid != s.Process.UID ||
+		l&lookExe != 0 && e.exe != s.Process.Exe ||
+		l&lookCgroup != 0 && e.cgroup != s.Process.Cgroup {
+		return false
+	}
+	for i, name := range t.attributes {
+		if e.attributes[i] != s.Attribute(name) {
+			return false
+		}
+	}
+	return true
+}
+
+// slot spreads requests by what tells most of them apart.
+func (c *cache) slot(t *target, s *protocols.Session, r *protocols.Request) uint64 {
+	h := maphash.String(c.seed, s.Agent) ^ uint64(r.Effects)<<20
+	switch {
+	case t.looks&lookText != 0:
+		h ^= maphash.String(c.seed, r.Text[:min(len(r.Text), maxCachedText)])
+	case t.looks&lookFacts != 0 && r.Facts != nil:
+		h ^= maphash.Comparable(c.seed, r.Facts)
+	case len(r.Objects) > 0:
+		h ^= maphash.String(c.seed, r.Objects[0])
+	}
+	if len(r.Kind) > 0 {
+		h += uint64(r.Kind[0]) << 8
+	}
+	if r.Transaction {
+		h += 1 << 4
+	}
+	return h * 0x9e3779b97f4a7c15 >> (64 - slotBits) // Knuth's multiplicative hash, TAOCP vol. 3, section 6.4
 }

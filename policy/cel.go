@@ -6,6 +6,7 @@ import (
 	"reflect"
 	"slices"
 	"strings"
+	"sync/atomic"
 	"time"
 	_ "time/tzdata" // now.getHours("Europe/Berlin") must not depend on what the host has installed
 
@@ -21,9 +22,9 @@ import (
 )
 
 // maxCost bounds what one rule may cost on one request, in units of CEL: about one for each step, and one for each ten
-// bytes of a string looked through. A million steps take some 0.1 s (BenchmarkTheDearestRule); rules for people to read
-// take tens of them.
-const maxCost = 1_000_000
+// bytes of a string looked through. A hundred thousand take some 30 ms (BenchmarkTheDearestRule), which the session has to
+// wait for; rules that people can read take tens on a plain request, and thousands on one of a hundred statements.
+const maxCost = 100_000
 
 // Bits of what a condition looks at. What a rule does not look at cannot change what it says.
 type looks uint32
@@ -48,7 +49,11 @@ const (
 	lookBounded
 	lookTransaction
 	lookAgent
+	lookTarget
 )
+
+// looksAtCase is what tells the cases of a request apart.
+const looksAtCase = lookEffects | lookBounded | lookTransaction
 
 // what rules can look at, besides the protocol's facts.
 var variables = map[string]struct {
@@ -70,8 +75,8 @@ var variables = map[string]struct {
 	"agent.exe":           {cel.StringType, lookExe},
 	"agent.args":          {cel.ListType(cel.StringType), lookArgs},
 	"agent.cgroup":        {cel.StringType, lookCgroup},
-	"target.name":         {cel.StringType, 0},
-	"target.protocol":     {cel.StringType, 0},
+	"target.name":         {cel.StringType, lookTarget},
+	"target.protocol":     {cel.StringType, lookTarget},
 	"session":             {cel.MapType(cel.StringType, cel.StringType), 0},
 	"now":                 {cel.TimestampType, lookNow},
 }
@@ -163,6 +168,30 @@ type condition struct {
 	program    cel.Program
 	looks      looks
 	attributes []string // of the session, that it names
+
+	// answers has one place for each case of a request if the condition looks at nothing else: most do, and texts of
+	// requests differ where cases do not. 0 is not yet asked.
+	answers []atomic.Uint32
+}
+
+const (
+	answerNo  = 1
+	answerYes = 2
+)
+
+// cases is how many different effects, unbounded and transaction there are together.
+const cases = 1 << 10
+
+// caseOf numbers the case of a request.
+func caseOf(r *protocols.Request) int {
+	n := int(effectsOf(r)) & 0xff
+	if r.Unbounded {
+		n |= 1 << 8
+	}
+	if r.Transaction {
+		n |= 1 << 9
+	}
+	return n
 }
 
 // compileWhen checks an expression. Errors say where in the file it is wrong.
@@ -187,13 +216,21 @@ func compileWhen(env *cel.Env, r *Rule, p *protocols.Protocol) (*condition, Erro
 		errs.add(r.Pos.At("when"), "when of rule %q: want an expression that is true or false, this is a %v", r.Name, checked.OutputType())
 		return nil, errs
 	}
-	program, err := env.Program(checked, cel.EvalOptions(cel.OptOptimize), cel.CostLimit(maxCost))
+	options := []cel.ProgramOption{cel.EvalOptions(cel.OptOptimize)}
+	if len(ast.MatchDescendants(ast.NavigateAST(checked.NativeRep()), ast.KindMatcher(ast.ComprehensionKind))) > 0 {
+		// Without a loop the cost is bounded by the expression and the request; counting it would double it.
+		options = append(options, cel.CostLimit(maxCost))
+	}
+	program, err := env.Program(checked, options...)
 	if err != nil {
 		errs.add(r.Pos.At("when"), "when of rule %q: %v", r.Name, err)
 		return nil, errs
 	}
 	c := &condition{program: program}
 	c.looks, c.attributes = looksOf(checked.NativeRep(), p.Facts.Name)
+	if c.looks&^looksAtCase == 0 && len(c.attributes) == 0 {
+		c.answers = make([]atomic.Uint32, cases)
+	}
 	return c, nil
 }
 
@@ -273,6 +310,21 @@ func (c *condition) matches(q *question) (bool, error) {
 	if c == nil {
 		return true, nil
 	}
+	if c.answers == nil {
+		return c.eval(q)
+	}
+	answer := &c.answers[caseOf(q.request)]
+	if known := answer.Load(); known != 0 {
+		return known == answerYes, nil
+	}
+	matched, err := c.eval(q)
+	if err == nil {
+		answer.Store(map[bool]uint32{false: answerNo, true: answerYes}[matched])
+	}
+	return matched, err
+}
+
+func (c *condition) eval(q *question) (bool, error) {
 	v, _, err := c.program.Eval(q)
 	if err != nil {
 		return false, err

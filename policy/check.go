@@ -126,13 +126,13 @@ func (k *checker) target(t *target) {
 // rules asks the rules about every request there could be, as far as they look at nothing but effects, bounded and
 // transaction: there are few enough of those.
 func (k *checker) rules(t *target) {
-	var above cases // decided by the rules seen so far, which go first
+	var above set // decided by the rules seen so far, which go first
 	var by []*rule
 	for i := range t.rules {
 		r := &t.rules[i]
 		c, known := ask(t, r)
 		switch {
-		case known && c == cases{}:
+		case known && c == set{}:
 			k.warn(r.Pos.At("when"), "rule %q never matches: its condition is false for every request", r.Name)
 		case c.within(&above):
 			k.warn(r.Pos, "rule %q never decides: all that it matches is decided by %s", r.Name, names(by))
@@ -151,7 +151,7 @@ func (k *checker) rules(t *target) {
 
 // widening warns of an allow that was meant for requests of mild effects, and lets any of them do something grave besides:
 // `"read" in request.effects` is true of a query that reads and destroys.
-func (k *checker) widening(r *rule, c, above *cases) {
+func (k *checker) widening(r *rule, c, above *set) {
 	grave := []protocols.Effects{protocols.Define, protocols.Destroy, protocols.Admin, protocols.Execute, protocols.Export}
 	for _, mild := range []protocols.Effects{protocols.Read, protocols.Write} {
 		open := func(e protocols.Effects) bool { return c.has(int(e)) && !above.has(int(e)) }
@@ -178,19 +178,19 @@ func names(rules []*rule) string {
 	return text
 }
 
-// cases is a set of requests, told apart by their eight effects and by being unbounded and in a transaction.
-type cases [1 << 10 / 64]uint64
+// A set of cases, as caseOf numbers them.
+type set [cases / 64]uint64
 
-func (c *cases) set(i int)      { c[i/64] |= 1 << (i % 64) }
-func (c *cases) has(i int) bool { return c[i/64]&(1<<(i%64)) != 0 }
+func (c *set) put(i int)      { c[i/64] |= 1 << (i % 64) }
+func (c *set) has(i int) bool { return c[i/64]&(1<<(i%64)) != 0 }
 
-func (c *cases) add(d *cases) {
+func (c *set) add(d *set) {
 	for i := range c {
 		c[i] |= d[i]
 	}
 }
 
-func (c *cases) within(d *cases) bool {
+func (c *set) within(d *set) bool {
 	for i := range c {
 		if c[i]&^d[i] != 0 {
 			return false
@@ -201,9 +201,9 @@ func (c *cases) within(d *cases) bool {
 
 // ask returns the cases that a rule decides if nothing stricter does. If it looks at more than tells cases apart, or
 // cannot be asked about one, known is false, and the cases are all that it might decide.
-func ask(t *target, r *rule) (c cases, known bool) {
-	known = r.when == nil || r.when.looks&^(lookEffects|lookBounded|lookTransaction) == 0 && len(r.when.attributes) == 0
-	for i := range 1 << 10 {
+func ask(t *target, r *rule) (c set, known bool) {
+	known = r.when == nil || r.when.looks&^(looksAtCase|lookTarget) == 0 && len(r.when.attributes) == 0
+	for i := range cases {
 		request := &protocols.Request{
 			Effects:     protocols.Effects(i & 0xff),
 			Unbounded:   i&(1<<8) != 0,
@@ -213,7 +213,7 @@ func ask(t *target, r *rule) (c cases, known bool) {
 			continue
 		}
 		if !known {
-			c.set(i)
+			c.put(i)
 			continue
 		}
 		matched, err := r.when.matches(&question{session: &protocols.Session{}, request: request, target: t})
@@ -221,7 +221,7 @@ func ask(t *target, r *rule) (c cases, known bool) {
 			known = false
 		}
 		if matched || err != nil || !known {
-			c.set(i)
+			c.put(i)
 		}
 	}
 	return c, known

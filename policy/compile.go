@@ -6,6 +6,7 @@ import (
 	"encoding/json"
 	"fmt"
 	"slices"
+	"strconv"
 	"strings"
 	"time"
 
@@ -100,7 +101,12 @@ func Compile(c *Config, protos []protocols.Protocol, approver Approver, maskers 
 // Hash names what a configuration says, whatever its comments and layout: 16 hex digits of a SHA-256 over the decoded
 // values and the presets.
 func (c *Config) Hash() (string, error) {
-	text, err := json.Marshal(c)
+	exact := *c
+	exact.Targets = slices.Clone(c.Targets)
+	for i := range exact.Targets {
+		exact.Targets[i].Options, _ = exactly(c.Targets[i].Options).(map[string]any)
+	}
+	text, err := json.Marshal(&exact)
 	if err != nil {
 		return "", fmt.Errorf("hash configuration: %w", err)
 	}
@@ -108,6 +114,35 @@ func (c *Config) Hash() (string, error) {
 	sum.Write(text)
 	sum.Write(presetsTOML)
 	return hex.EncodeToString(sum.Sum(nil)[:8]), nil
+}
+
+// exactly keeps apart in JSON what TOML keeps apart: 1 and 1.0, a date and a string.
+func exactly(v any) any {
+	switch v := v.(type) {
+	case map[string]any:
+		out := make(map[string]any, len(v))
+		for key, value := range v {
+			out[key] = exactly(value)
+		}
+		return out
+	case []any:
+		out := make([]any, len(v))
+		for i, value := range v {
+			out[i] = exactly(value)
+		}
+		return out
+	case []map[string]any:
+		out := make([]any, len(v))
+		for i, value := range v {
+			out[i] = exactly(value)
+		}
+		return out
+	case float64:
+		return json.Number(strconv.FormatFloat(v, 'e', -1, 64))
+	case time.Time:
+		return struct{ Date time.Time }{v}
+	}
+	return v
 }
 
 // Config returns what the policy was compiled from. It must not be changed.
@@ -250,19 +285,20 @@ func (p *Policy) decide(q *question) outcome {
 	if !q.target.config.Admits(q.agent) {
 		return p.refuse(q, ruleAgent, "This target is not open to the agent "+quote(q.agent)+".")
 	}
-	for _, rules := range [][]rule{q.target.rules, q.target.preset} {
-		won, err := strictest(rules, q)
-		if err != nil {
-			return p.refuse(q, ruleError, err.Error())
+	won, err := strictest(q.target.rules, q)
+	if won == nil && err == nil {
+		if effectsOf(q.request).Has(protocols.Opaque) {
+			return p.refuse(q, ruleOpaque, opaqueReason(q.request))
 		}
-		if won != nil {
-			return p.outcome(q, won)
-		}
+		won, err = strictest(q.target.preset, q)
 	}
-	if effectsOf(q.request).Has(protocols.Opaque) {
-		return p.refuse(q, ruleOpaque, opaqueReason(q.request))
+	switch {
+	case err != nil:
+		return p.refuse(q, ruleError, err.Error())
+	case won == nil:
+		return p.refuse(q, ruleNone, "No rule allows it.")
 	}
-	return p.refuse(q, ruleNone, "No rule allows this.")
+	return p.outcome(q, won)
 }
 
 // strictest returns the rule that decides, or nil if none matches. rules are in byStrictness. A rule that cannot be asked

@@ -92,7 +92,7 @@ func (p *Policy) Explain(agentName, target string, s *protocols.Session, r *prot
 	own := consider(t.rules, q, x.Rule)
 	preset := consider(t.preset, q, x.Rule)
 	decided := slices.ContainsFunc(own, func(c Considered) bool { return c.Result == "won" || c.Result == "error" })
-	if decided || x.Rule == ruleAgent {
+	if decided || x.Rule == ruleAgent || x.Rule == ruleOpaque {
 		for i := range preset {
 			preset[i].Result, preset[i].Error = "not asked", ""
 		}
@@ -134,7 +134,7 @@ func why(x *Explanation, decided bool) string {
 	case ruleError:
 		return "a rule failed that is stricter than all that matched, so it might have decided"
 	case ruleOpaque:
-		return "it is not understood, and no rule that matches it has opaque = true"
+		return "it is not understood, and no rule that covers such requests matches it"
 	case ruleNone:
 		return "neither a rule nor the preset matches it"
 	}
