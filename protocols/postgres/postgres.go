@@ -26,6 +26,8 @@ var Protocol = protocols.Protocol{
 	Facts:  protocols.FactType{Name: "sql", Type: reflect.TypeFor[[]pgsql.Statement]()},
 	Serve:  serve,
 	Refuse: refuse,
+	Read:   readText,
+	Replay: replay,
 }
 
 // sniff knows a startup packet. A TLS handshake may turn out to be anything's.

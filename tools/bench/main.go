@@ -153,7 +153,7 @@ func startDaemon(sallyport, dir string, server *throwaway.Postgres) (config stri
 	text := fmt.Sprintf(`
 [daemon]
 proxy_port = 15101
-socket = "%[1]s/control.sock"
+socket = "%[1]s/run/control.sock"
 state = "%[1]s/state"
 pins = "%[1]s/pins"
 log_level = "warn"
@@ -187,7 +187,7 @@ login = { user = "postgres", password = { file = "%[3]s" } }
 	if err := os.WriteFile(config, []byte(text), 0o644); err != nil {
 		return "", nil, err
 	}
-	stop, err = throwaway.StartDaemon(sallyport, config, filepath.Join(dir, "control.sock"))
+	stop, err = throwaway.StartDaemon(sallyport, config, filepath.Join(dir, "run", "control.sock"))
 	return config, stop, err
 }
 
