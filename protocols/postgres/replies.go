@@ -276,7 +276,9 @@ func (c *codec) result(t *turn, msg []byte, out *relay.Out) error {
 			return err
 		}
 		c.copyIn = false
-		c.noteChanges()
+		if c.altered { // some of it may be seen from outside already
+			c.shield.cat.changed()
+		}
 		a.completed(string(tag))
 		if c.veil = a.veil; t.kind == 'E' {
 			ends = true
@@ -410,18 +412,6 @@ func (c *codec) dropNames(a *answer, tag string) {
 	}
 }
 
-// noteChanges tells the catalog that structure may have changed. What a transaction changed is seen from outside only
-// once it is over, so it is told again then.
-func (c *codec) noteChanges() {
-	if !c.altered {
-		return
-	}
-	c.shield.cat.changed()
-	if c.tx == 'I' && c.running <= 1 {
-		c.altered = false
-	}
-}
-
 // ready takes ReadyForQuery.
 func (c *codec) ready(t *turn, msg []byte, out *relay.Out) error {
 	if len(msg) != 6 || msg[5] != 'I' && msg[5] != 'T' && msg[5] != 'E' {
@@ -435,7 +425,6 @@ func (c *codec) ready(t *turn, msg []byte, out *relay.Out) error {
 		return lie('Z')
 	}
 	c.tx = msg[5]
-	c.noteChanges()
 	var x *protocols.Exchange
 	if a != nil {
 		x = a.x
@@ -443,6 +432,10 @@ func (c *codec) ready(t *turn, msg []byte, out *relay.Out) error {
 	}
 	out.Respond(x, msg)
 	c.pop()
+	if c.altered { // and all of it once the transaction is over
+		c.shield.cat.changed()
+		c.altered = c.tx != 'I' || c.running > 0
+	}
 	if c.tx == 'I' {
 		if err := c.dropPortals(); err != nil {
 			return err
