@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"net"
+	"slices"
 	"strconv"
 	"strings"
 	"sync"
@@ -22,7 +23,7 @@ const (
 	catalogAge   = time.Minute     // after it, what was read is read again
 	catalogIdle  = time.Minute     // after it, the side connection is closed
 	catalogWait  = 5 * time.Second // for a look-up, connecting included
-	catalogRetry = time.Second     // how long a target that could not be reached is not tried again
+	catalogRetry = 5 * time.Second // how long a target that could not be reached is not tried again
 	// maxRelations bounds what one catalog remembers, and maxLoad what one look-up may return: about 1 KiB a relation.
 	maxRelations = 20_000
 	maxLoad      = 4_000
@@ -78,10 +79,11 @@ type relation struct {
 }
 
 type attribute struct {
-	Number    int16  `json:"number"`
-	Name      string `json:"name"`
-	Type      uint32 `json:"type"`
-	Generated bool   `json:"generated"`
+	Number    int16   `json:"number"`
+	Name      string  `json:"name"`
+	Type      uint32  `json:"type"`
+	Generated bool    `json:"generated"`
+	From      []int16 `json:"from"` // of a generated column: the numbers of those that it is computed from
 }
 
 // column returns the index of the live column of that number or -1.
@@ -164,74 +166,75 @@ func (c *catalog) fresh(s stamp) bool {
 	return s.generation == c.generation.Load() && time.Since(s.at) < catalogAge
 }
 
-// byOID returns the relations of those OIDs that exist, and everything that their columns may come from.
+// byOID returns the relations of those OIDs that exist. What their columns may come from is then known, too.
 func (c *catalog) byOID(ctx context.Context, via *dialer, oids []uint32) (map[uint32]*relation, error) {
 	found := make(map[uint32]*relation, len(oids))
-	missing := c.known(oids, found)
-	if len(missing) == 0 {
-		return found, nil
-	}
-	if err := c.load(ctx, via, missing, nil); err != nil {
-		return nil, err
-	}
-	c.known(missing, found)
-	return found, nil
-}
-
-// known adds the fresh ones of oids to found, and returns the rest.
-func (c *catalog) known(oids []uint32, found map[uint32]*relation) (missing []uint32) {
+	var missing []uint32
 	c.mu.Lock()
-	defer c.mu.Unlock()
 	for _, oid := range oids {
 		if r := c.relations[oid]; r != nil && c.fresh(r.stamp) {
 			found[oid] = r
-		} else {
+		} else if !slices.Contains(missing, oid) {
 			missing = append(missing, oid)
 		}
 	}
-	return missing
+	c.mu.Unlock()
+	if len(missing) == 0 {
+		return found, nil
+	}
+	loaded, err := c.load(ctx, via, missing, nil)
+	if err != nil {
+		return nil, err
+	}
+	for _, r := range loaded {
+		if slices.Contains(missing, r.OID) {
+			found[r.OID] = r
+		}
+	}
+	return found, nil
 }
 
 // byName returns the relations of those names in all schemas.
 func (c *catalog) byName(ctx context.Context, via *dialer, names []string) (map[string][]*relation, error) {
 	found := make(map[string][]*relation, len(names))
-	missing := c.knownNames(names, found)
+	var missing []string
+	c.mu.Lock()
+	for _, name := range names {
+		if list, ok := c.named(name); ok {
+			found[name] = list
+		} else {
+			missing = append(missing, name)
+		}
+	}
+	c.mu.Unlock()
 	if len(missing) == 0 {
 		return found, nil
 	}
-	if err := c.load(ctx, via, nil, missing); err != nil {
+	loaded, err := c.load(ctx, via, nil, missing)
+	if err != nil {
 		return nil, err
 	}
-	if left := c.knownNames(missing, found); len(left) > 0 {
-		return nil, errChanging
+	for _, r := range loaded {
+		if slices.Contains(missing, r.Name) {
+			found[r.Name] = append(found[r.Name], r)
+		}
 	}
 	return found, nil
 }
 
-var errChanging = errors.New("postgres: the database's structure keeps changing")
-
-func (c *catalog) knownNames(names []string, found map[string][]*relation) (missing []string) {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-next:
-	for _, name := range names {
-		n, ok := c.names[name]
-		if !ok || !c.fresh(n.stamp) {
-			missing = append(missing, name)
-			continue
-		}
-		relations := make([]*relation, 0, len(n.oids))
-		for _, oid := range n.oids {
-			r := c.relations[oid]
-			if r == nil || !c.fresh(r.stamp) {
-				missing = append(missing, name)
-				continue next
-			}
-			relations = append(relations, r)
-		}
-		found[name] = relations
+// named returns the relations of that name if they are all known and fresh. The caller holds c.mu.
+func (c *catalog) named(name string) ([]*relation, bool) {
+	n, ok := c.names[name]
+	if !ok || !c.fresh(n.stamp) {
+		return nil, false
 	}
-	return missing
+	list := make([]*relation, len(n.oids))
+	for i, oid := range n.oids {
+		if list[i] = c.relations[oid]; list[i] == nil || !c.fresh(list[i].stamp) {
+			return nil, false
+		}
+	}
+	return list, true
 }
 
 // relationsSQL reads the relations of $1 (OIDs) and $2 (names), what they inherit from, and what views among them read. It
@@ -253,7 +256,14 @@ UNION
 SELECT pg_catalog.json_build_object('oid', c.oid::bigint, 'schema', n.nspname, 'name', c.relname, 'kind', c.relkind::text,
   'definition', CASE WHEN c.relkind IN ('v','m') AND c.oid >= 16384 THEN pg_catalog.pg_get_viewdef(c.oid) END,
   'columns', (SELECT pg_catalog.json_agg(pg_catalog.json_build_object('number', a.attnum, 'name', a.attname,
-      'type', a.atttypid::bigint, 'generated', coalesce(pg_catalog.to_jsonb(a) ->> 'attgenerated', '') <> '') ORDER BY a.attnum)
+      'type', a.atttypid::bigint, 'generated', coalesce(pg_catalog.to_jsonb(a) ->> 'attgenerated', '') <> '',
+      'from', CASE WHEN coalesce(pg_catalog.to_jsonb(a) ->> 'attgenerated', '') <> '' THEN (
+        SELECT pg_catalog.json_agg(d.refobjsubid) FROM pg_catalog.pg_depend d
+        LEFT JOIN pg_catalog.pg_attrdef e ON d.classid = 'pg_catalog.pg_attrdef'::pg_catalog.regclass AND e.oid = d.objid
+        WHERE d.refclassid = 'pg_catalog.pg_class'::pg_catalog.regclass AND d.refobjid = c.oid AND d.refobjsubid <> a.attnum
+          AND (e.adrelid = c.oid AND e.adnum = a.attnum
+            OR d.classid = 'pg_catalog.pg_class'::pg_catalog.regclass AND d.objid = c.oid AND d.objsubid = a.attnum)) END)
+      ORDER BY a.attnum)
     FROM pg_catalog.pg_attribute a WHERE a.attrelid = c.oid AND a.attnum > 0 AND NOT a.attisdropped),
   'parents', (SELECT pg_catalog.json_agg(i.inhparent::bigint) FROM pg_catalog.pg_inherits i WHERE i.inhrelid = c.oid),
   'descendants', (WITH RECURSIVE k(oid) AS (
@@ -271,21 +281,21 @@ FROM (SELECT DISTINCT oid FROM f) o JOIN pg_catalog.pg_class c ON c.oid = o.oid
 JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace
 LIMIT $3`
 
-// load reads relations into the catalog.
-func (c *catalog) load(ctx context.Context, via *dialer, oids []uint32, names []string) error {
+// load reads relations into the catalog, and returns them.
+func (c *catalog) load(ctx context.Context, via *dialer, oids []uint32, names []string) ([]*relation, error) {
 	now := c.now() // before reading: a change meanwhile makes all of it stale
 	rows, err := c.side.query(ctx, via, c.database, relationsSQL, oidArray(oids), textArray(names), strconv.Itoa(maxLoad+1))
 	if err != nil {
-		return err
+		return nil, err
 	}
 	if len(rows) > maxLoad {
-		return fmt.Errorf("postgres: more than %d relations behind one statement", maxLoad)
+		return nil, fmt.Errorf("postgres: more than %d relations behind one statement", maxLoad)
 	}
 	loaded := make([]*relation, len(rows))
 	for i, row := range rows {
 		r := new(relation)
 		if err := json.Unmarshal(row[0], r); err != nil {
-			return fmt.Errorf("read catalog: %w", err)
+			return nil, fmt.Errorf("read catalog: %w", err)
 		}
 		r.stamp = now
 		loaded[i] = r
@@ -307,7 +317,7 @@ func (c *catalog) load(ctx context.Context, via *dialer, oids []uint32, names []
 		}
 		c.names[name] = n
 	}
-	return nil
+	return loaded, nil
 }
 
 const typesSQL = `

@@ -55,7 +55,7 @@ type cell struct {
 	act    action
 	binary bool
 	form   *form
-	typ    uint32              // of COPY's data, where it is known
+	typ    uint32              // OID of the type, 0 where COPY leaves it open
 	mask   protocols.FieldMask // of the policy; nil hides the value whole
 	hint   string              // the column's real name, for the detectors
 }

@@ -5,7 +5,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"slices"
 	"strings"
 
 	pg "github.com/pganalyze/pg_query_go/v6"
@@ -167,9 +166,12 @@ func (v *veil) copyCells(ctx context.Context, c *pg.CopyStmt, st *pgsql.Statemen
 		v.copyQuery(cells, c, st, sc)
 	}
 	if sc.trouble == nil {
-		sc.trouble = v.copyForms(ctx, cells)
+		sc.trouble = v.forms(ctx, cells)
 	}
 	for i := range cells {
+		if f := forms[cells[i].typ]; f != nil {
+			cells[i].form = f
+		}
 		switch c := &cells[i]; {
 		case c.act == hide && !v.mask.Fields():
 			c.act, c.form = pass, unknownForm // it is only not known what it is
@@ -188,7 +190,7 @@ func (v *veil) copyTable(cells []cell, c *pg.CopyStmt, sc *scope) {
 		if j.r.Name != c.Relation.Relname || c.Relation.Schemaname != "" && j.r.Schema != c.Relation.Schemaname {
 			continue
 		}
-		picked := copied(j.r, c.Attlist)
+		picked := copiedColumns(j.r, c.Attlist)
 		if len(picked) != len(cells) {
 			continue
 		}
@@ -205,9 +207,9 @@ func (v *veil) copyTable(cells []cell, c *pg.CopyStmt, sc *scope) {
 	}
 }
 
-// copied returns the indexes of the columns that COPY copies: those listed, or all that are not generated; nil if some is
+// copiedColumns returns the indexes of the columns that COPY copies: those listed, or all that are not generated; nil if some is
 // not there.
-func copied(r *relation, list []*pg.Node) []int {
+func copiedColumns(r *relation, list []*pg.Node) []int {
 	picked := []int{}
 	for i := range r.Columns {
 		if len(list) == 0 && !r.Columns[i].Generated {
@@ -227,9 +229,13 @@ func copied(r *relation, list []*pg.Node) []int {
 // describe notes that c's values are of column a, or may be if it is not the first that they may be of.
 func (c *cell) describe(a *attribute, w verdict, first bool) {
 	if first {
-		c.hint, c.typ, c.mask = a.Name, a.Type, w.mask
-	} else if c.typ != a.Type || c.mask != nil || w.hidden {
-		c.typ, c.mask = 0, nil
+		c.hint, c.typ, c.mask, c.act = a.Name, a.Type, w.mask, pass
+	}
+	if c.typ != a.Type {
+		c.typ = 0
+	}
+	if !same(c.mask, w.mask) {
+		c.mask = nil
 	}
 	if w.hidden {
 		c.act = hide
@@ -255,23 +261,6 @@ func (v *veil) copyQuery(cells []cell, c *pg.CopyStmt, st *pgsql.Statement, sc *
 			cells[i].act, cells[i].typ, cells[i].mask = hide, 0, nil
 		}
 	}
-}
-
-// copyForms finds out the forms of the cells' types.
-func (v *veil) copyForms(ctx context.Context, cells []cell) error {
-	var oids []uint32
-	for i := range cells {
-		if t := cells[i].typ; t != 0 && !slices.Contains(oids, t) {
-			oids = append(oids, t)
-		}
-	}
-	found, err := v.h.cat.formsOf(ctx, &v.h.via, oids)
-	for i := range cells {
-		if f := found[cells[i].typ]; f != nil {
-			cells[i].form = f
-		}
-	}
-	return err
 }
 
 // data returns what the client sees of a CopyData message, and how many values of it were hidden: frame itself if none.

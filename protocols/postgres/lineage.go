@@ -65,6 +65,12 @@ func (c *catalog) judge(ctx context.Context, via *dialer, m protocols.Masker, r 
 		}
 		d.hidden = d.mask != nil || !sure || slices.Contains(shadows[r.Name], col.Name)
 	}
+	for i, col := range r.Columns { // a generated column is computed from ordinary ones only
+		for _, number := range col.From {
+			k := r.column(number)
+			w.columns[i].hidden = w.columns[i].hidden || number == 0 || k >= 0 && w.columns[k].hidden
+		}
+	}
 	if (r.Kind == "v" || r.Kind == "m") && r.OID >= firstUserOID {
 		if depth >= maxViews || !c.derive(ctx, via, m, r, w, depth) {
 			sure = false
@@ -181,9 +187,7 @@ func (v *veil) scope(ctx context.Context, st *pgsql.Statement) *scope {
 	}
 	for _, list := range [...][]string{st.Reads, st.Writes} {
 		for _, name := range list {
-			if len(found[lastPart(name)]) == 0 {
-				sc.unseen = true
-			}
+			sc.unseen = sc.unseen || !seen(found, name)
 		}
 	}
 	return sc
@@ -194,15 +198,18 @@ func (sc *scope) add(r *relation, w *verdicts) {
 	sc.secret = sc.secret || w.any
 }
 
-// lastPart cuts a schema off the name of a relation as written.
-func lastPart(name string) string {
-	if n := len(name); n > 1 && name[n-1] == '"' {
-		if i := strings.LastIndex(name[:n-1], `."`); i >= 0 {
-			name = name[i+1:]
+// seen reports whether a relation of that name, with or without a schema before a dot, was found.
+func seen(found map[string][]*relation, name string) bool {
+	for {
+		if len(found[name]) > 0 {
+			return true
 		}
-		return strings.ReplaceAll(strings.Trim(name, `"`), `""`, `"`)
+		_, rest, ok := strings.Cut(name, ".")
+		if !ok {
+			return false
+		}
+		name = rest
 	}
-	return name[strings.LastIndexByte(name, '.')+1:]
 }
 
 // align returns the output that each of n result columns has, nil where a star leaves it open; it returns nil if they do
@@ -295,18 +302,19 @@ func (sc *scope) anything() bool {
 	return callable || err != nil
 }
 
-// only returns the mask of the hidden column of that name, if it is the only one among the relations with that name.
+// only returns the mask of the hidden columns of that name, if all columns of that name have the same.
 func (sc *scope) only(name string) protocols.FieldMask {
 	var mask protocols.FieldMask
-	for n, j := 0, 0; j < len(sc.relations); j++ {
-		k := sc.relations[j].r.named(name)
+	for _, j := range sc.relations {
+		k := j.r.named(name)
 		if k < 0 {
 			continue
 		}
-		if n++; n > 1 {
+		m := j.w.columns[k].mask
+		if m == nil || mask != nil && !same(mask, m) {
 			return nil
 		}
-		mask = sc.relations[j].w.columns[k].mask
+		mask = m
 	}
 	return mask
 }

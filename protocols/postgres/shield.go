@@ -132,24 +132,20 @@ func (v *veil) find(key planKey, look func(context.Context, *pgsql.Statement) (c
 	return work(context.Background()), nil
 }
 
-// plan says what becomes of each column. An error says that something could not be looked up; the cells hide it then.
-func (v *veil) plan(ctx context.Context, cols []column, st *pgsql.Statement) ([]cell, error) {
-	cells := make([]cell, len(cols))
-	var trouble error
+// plan says what becomes of each column. Trouble means that something could not be looked up; the cells hide it then.
+func (v *veil) plan(ctx context.Context, cols []column, st *pgsql.Statement) (cells []cell, trouble error) {
+	cells = make([]cell, len(cols))
 	for i, c := range cols {
-		cells[i] = cell{act: pass, binary: c.binary, form: formOf(c.typ)}
+		cells[i] = cell{act: pass, binary: c.binary, form: formOf(c.typ), typ: c.typ}
 	}
-	relations, err := v.origins(ctx, cols)
-	if err != nil {
-		trouble = err
-	}
+	relations, trouble := v.origins(ctx, cols)
 	if v.mask.Fields() {
 		if err := v.fields(ctx, cells, cols, relations, st); err != nil {
 			trouble = err
 		}
-		if err := v.forms(ctx, cells, cols); err != nil {
-			trouble = err
-		}
+	}
+	if err := v.forms(ctx, cells); err != nil {
+		trouble = err
 	}
 	if v.mask.Detects() {
 		for i := range cells {
@@ -162,6 +158,9 @@ func (v *veil) plan(ctx context.Context, cols []column, st *pgsql.Statement) ([]
 				}
 			}
 		}
+	}
+	if !v.mask.Fields() {
+		trouble = nil // detectors do without
 	}
 	return cells, trouble
 }
@@ -219,10 +218,10 @@ func (v *veil) fields(ctx context.Context, cells []cell, cols []column, relation
 				outputs = align(st.Outputs, len(cols))
 			}
 		}
-		if sc.mayShow(outputs, i) {
-			continue
+		// A plan shows what functions that call themselves immutable said when it was made.
+		if !sc.mayShow(outputs, i) || st.Kind == "explain" && st.Touches.Any {
+			c.act = hide
 		}
-		c.act = hide
 	}
 	return trouble
 }
@@ -233,12 +232,12 @@ const (
 	voidType = 2278
 )
 
-// forms finds out the types of hidden values that are not built in.
-func (v *veil) forms(ctx context.Context, cells []cell, cols []column) error {
+// forms finds out about the types that are not built in, of values that are hidden or scanned.
+func (v *veil) forms(ctx context.Context, cells []cell) error {
 	var oids []uint32
 	for i := range cells {
-		if cells[i].act == hide && forms[cols[i].typ] == nil {
-			oids = append(oids, cols[i].typ)
+		if c := &cells[i]; c.typ != 0 && forms[c.typ] == nil && (c.act == hide || v.mask.Detects()) {
+			oids = append(oids, c.typ)
 		}
 	}
 	if oids == nil {
@@ -246,7 +245,7 @@ func (v *veil) forms(ctx context.Context, cells []cell, cols []column) error {
 	}
 	found, err := v.h.cat.formsOf(ctx, &v.h.via, oids)
 	for i := range cells {
-		if f := found[cols[i].typ]; f != nil && cells[i].act == hide {
+		if f := found[cells[i].typ]; f != nil {
 			cells[i].form = f
 		}
 	}
@@ -277,7 +276,11 @@ func (c *catalog) keep(key planKey, p *storedPlan) {
 	c.plans[key] = p
 }
 
-// same reports whether two maskers are one.
-func same(a, b protocols.Masker) bool {
-	return reflect.TypeOf(a) == reflect.TypeOf(b) && reflect.TypeOf(a).Comparable() && a == b
+// same reports whether two maskers, or two masks of fields, are one.
+func same[T any](a, b T) bool {
+	x, y := reflect.ValueOf(a), reflect.ValueOf(b)
+	if !x.IsValid() || !y.IsValid() {
+		return x.IsValid() == y.IsValid()
+	}
+	return x.Comparable() && y.Comparable() && x.Equal(y)
 }

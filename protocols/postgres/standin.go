@@ -46,89 +46,90 @@ var (
 	rangeForm   = neutral("empty", "\x01")
 	multiForm   = neutral("{}", zeros[:4])
 	regForm     = neutral("-", zeros[:4])
+	operForm    = neutral("0", zeros[:4])
 )
 
 // forms holds the built-in types by their OIDs, which never change (src/include/catalog/pg_type.dat). The wire formats are
 // those of each type's output and send functions.
 var forms = map[uint32]*form{
-	16:   neutral("f", zeros[:1]),                                      // bool
-	17:   neutral(`\x`, "").scanned(scanBytea),                         // bytea
-	18:   {shape: asChar},                                              // "char"
-	19:   textForm,                                                     // name
-	20:   neutral("0", zeros[:8]).scanned(scanInt8),                    // int8
-	21:   neutral("0", zeros[:2]),                                      // int2
-	23:   neutral("0", zeros[:4]),                                      // int4
-	24:   regForm,                                                      // regproc
-	25:   textForm,                                                     // text
-	26:   neutral("0", zeros[:4]),                                      // oid
-	27:   neutral("(0,0)", zeros[:6]),                                  // tid
-	28:   neutral("0", zeros[:4]),                                      // xid
-	29:   neutral("0", zeros[:4]),                                      // cid
-	114:  {shape: asJSON, scan: scanJSON},                              // json
-	142:  {shape: asXML, scan: scanText},                               // xml
-	194:  textForm,                                                     // pg_node_tree
-	600:  neutral("(0,0)", zeros[:16]),                                 // point
-	601:  neutral("[(0,0),(0,0)]", zeros[:32]),                         // lseg
-	602:  neutral("((0,0))", "\x01\x00\x00\x00\x01"+zeros[:16]),        // path: closed, one point
-	603:  neutral("(0,0),(0,0)", zeros[:32]),                           // box
-	604:  neutral("((0,0))", "\x00\x00\x00\x01"+zeros[:16]),            // polygon: one point
-	628:  neutral("{1,0,0}", "\x3f\xf0"+zeros[:22]),                    // line: A and B are not both zero
-	650:  neutral("0.0.0.0/32", "\x02\x20\x01\x04"+zeros[:4]),          // cidr: PGSQL_AF_INET, bits, is_cidr, bytes
-	700:  neutral("0", zeros[:4]),                                      // float4
-	701:  neutral("0", zeros[:8]),                                      // float8
-	705:  textForm,                                                     // unknown
-	718:  neutral("<(0,0),0>", zeros[:24]),                             // circle
-	774:  neutral("00:00:00:00:00:00:00:00", zeros[:8]),                // macaddr8
-	790:  neutral("$0.00", zeros[:8]),                                  // money
-	829:  neutral("00:00:00:00:00:00", zeros[:6]),                      // macaddr
-	869:  neutral("0.0.0.0", "\x02\x20\x00\x04"+zeros[:4]),             // inet
-	1042: textForm,                                                     // bpchar
-	1043: textForm,                                                     // varchar
-	1082: neutral("2000-01-01", zeros[:4]),                             // date, which counts from 2000-01-01
-	1083: neutral("00:00:00", zeros[:8]),                               // time
-	1114: neutral("2000-01-01 00:00:00", zeros[:8]),                    // timestamp
-	1184: neutral("2000-01-01 00:00:00+00", zeros[:8]),                 // timestamptz
-	1186: neutral("00:00:00", zeros[:16]),                              // interval
-	1266: neutral("00:00:00+00", zeros[:12]),                           // timetz
-	1560: neutral("0", "\x00\x00\x00\x01\x00"),                         // bit: one bit
-	1562: neutral("0", "\x00\x00\x00\x01\x00"),                         // varbit
-	1700: neutral("0", zeros[:8]).scanned(scanNumeric),                 // numeric: no digits, weight 0, positive, scale 0
-	1790: textForm,                                                     // refcursor
-	2202: regForm,                                                      // regprocedure
-	2203: regForm,                                                      // regoper
-	2204: regForm,                                                      // regoperator
-	2205: regForm,                                                      // regclass
-	2206: regForm,                                                      // regtype
-	2249: {scan: scanRecord},                                           // record
-	2275: textForm,                                                     // cstring
-	2277: {scan: scanArray},                                            // anyarray
-	2278: neutral("", ""),                                              // void
-	2950: neutral("00000000-0000-0000-0000-000000000000", zeros[:16]),  // uuid
-	2970: neutral("1:1:", zeros[:4]+zeros[:7]+"\x01"+zeros[:7]+"\x01"), // txid_snapshot
-	3220: neutral("0/0", zeros[:8]),                                    // pg_lsn
-	3614: neutral("", zeros[:4]).scanned(scanAny),                      // tsvector
-	3615: neutral("", zeros[:4]).scanned(scanAny),                      // tsquery
-	3734: regForm,                                                      // regconfig
-	3769: regForm,                                                      // regdictionary
-	3802: {shape: asJSONB, scan: scanJSONB},                            // jsonb
-	3904: rangeForm,                                                    // int4range
-	3906: rangeForm,                                                    // numrange
-	3908: rangeForm,                                                    // tsrange
-	3910: rangeForm,                                                    // tstzrange
-	3912: rangeForm,                                                    // daterange
-	3926: rangeForm,                                                    // int8range
-	4072: neutral("$", "\x01$").scanned(scanAny),                       // jsonpath
-	4089: regForm,                                                      // regnamespace
-	4096: regForm,                                                      // regrole
-	4191: regForm,                                                      // regcollation
-	4451: multiForm,                                                    // int4multirange
-	4532: multiForm,                                                    // nummultirange
-	4533: multiForm,                                                    // tsmultirange
-	4534: multiForm,                                                    // tstzmultirange
-	4535: multiForm,                                                    // datemultirange
-	4536: multiForm,                                                    // int8multirange
-	5038: neutral("1:1:", zeros[:4]+zeros[:7]+"\x01"+zeros[:7]+"\x01"), // pg_snapshot
-	5069: neutral("0", zeros[:8]),                                      // xid8
+	16:   neutral("f", zeros[:1]),                                                        // bool
+	17:   neutral(`\x`, "").scanned(scanBytea),                                           // bytea
+	18:   {shape: asChar},                                                                // "char"
+	19:   textForm,                                                                       // name
+	20:   neutral("0", zeros[:8]).scanned(scanInt8),                                      // int8
+	21:   neutral("0", zeros[:2]),                                                        // int2
+	23:   neutral("0", zeros[:4]),                                                        // int4
+	24:   regForm,                                                                        // regproc
+	25:   textForm,                                                                       // text
+	26:   neutral("0", zeros[:4]),                                                        // oid
+	27:   neutral("(0,0)", zeros[:6]),                                                    // tid
+	28:   neutral("0", zeros[:4]),                                                        // xid
+	29:   neutral("0", zeros[:4]),                                                        // cid
+	114:  {shape: asJSON, scan: scanJSON},                                                // json
+	142:  {shape: asXML, scan: scanText},                                                 // xml
+	194:  textForm,                                                                       // pg_node_tree
+	600:  neutral("(0,0)", zeros[:16]),                                                   // point
+	601:  neutral("[(0,0),(0,0)]", zeros[:32]),                                           // lseg
+	602:  neutral("((0,0))", "\x01\x00\x00\x00\x01"+zeros[:16]),                          // path: closed, one point
+	603:  neutral("(0,0),(0,0)", zeros[:32]),                                             // box
+	604:  neutral("((0,0))", "\x00\x00\x00\x01"+zeros[:16]),                              // polygon: one point
+	628:  neutral("{1,0,0}", "\x3f\xf0"+zeros[:22]),                                      // line: A and B are not both zero
+	650:  neutral("0.0.0.0/32", "\x02\x20\x01\x04"+zeros[:4]),                            // cidr: PGSQL_AF_INET, bits, is_cidr, bytes
+	700:  neutral("0", zeros[:4]),                                                        // float4
+	701:  neutral("0", zeros[:8]),                                                        // float8
+	705:  textForm,                                                                       // unknown
+	718:  neutral("<(0,0),0>", zeros[:24]),                                               // circle
+	774:  neutral("00:00:00:00:00:00:00:00", zeros[:8]),                                  // macaddr8
+	790:  neutral("$0.00", zeros[:8]),                                                    // money
+	829:  neutral("00:00:00:00:00:00", zeros[:6]),                                        // macaddr
+	869:  neutral("0.0.0.0", "\x02\x20\x00\x04"+zeros[:4]),                               // inet
+	1042: textForm,                                                                       // bpchar
+	1043: textForm,                                                                       // varchar
+	1082: neutral("2000-01-01", zeros[:4]),                                               // date, which counts from 2000-01-01
+	1083: neutral("00:00:00", zeros[:8]),                                                 // time
+	1114: neutral("2000-01-01 00:00:00", zeros[:8]),                                      // timestamp
+	1184: neutral("2000-01-01 00:00:00+00", zeros[:8]),                                   // timestamptz
+	1186: neutral("00:00:00", zeros[:16]),                                                // interval
+	1266: neutral("00:00:00+00", zeros[:12]),                                             // timetz
+	1560: neutral("0", "\x00\x00\x00\x01\x00"),                                           // bit: one bit
+	1562: neutral("0", "\x00\x00\x00\x01\x00"),                                           // varbit
+	1700: neutral("0", zeros[:8]).scanned(scanNumeric),                                   // numeric: no digits, weight 0, positive, scale 0
+	1790: textForm,                                                                       // refcursor
+	2202: regForm,                                                                        // regprocedure
+	2203: operForm,                                                                       // regoper
+	2204: operForm,                                                                       // regoperator
+	2205: regForm,                                                                        // regclass
+	2206: regForm,                                                                        // regtype
+	2249: {scan: scanRecord},                                                             // record
+	2275: textForm,                                                                       // cstring
+	2277: {scan: scanArray},                                                              // anyarray
+	2278: neutral("", ""),                                                                // void
+	2950: neutral("00000000-0000-0000-0000-000000000000", zeros[:16]),                    // uuid
+	2970: neutral("1:1:", zeros[:4]+zeros[:7]+"\x01"+zeros[:7]+"\x01"),                   // txid_snapshot
+	3220: neutral("0/0", zeros[:8]),                                                      // pg_lsn
+	3614: neutral("", zeros[:4]).scanned(scanAny),                                        // tsvector
+	3615: neutral("'masked'", "\x00\x00\x00\x01\x01\x00\x00masked\x00").scanned(scanAny), // tsquery: one operand, no weight, no prefix
+	3734: regForm,                                                                        // regconfig
+	3769: regForm,                                                                        // regdictionary
+	3802: {shape: asJSONB, scan: scanJSONB},                                              // jsonb
+	3904: rangeForm,                                                                      // int4range
+	3906: rangeForm,                                                                      // numrange
+	3908: rangeForm,                                                                      // tsrange
+	3910: rangeForm,                                                                      // tstzrange
+	3912: rangeForm,                                                                      // daterange
+	3926: rangeForm,                                                                      // int8range
+	4072: neutral("$", "\x01$").scanned(scanAny),                                         // jsonpath
+	4089: regForm,                                                                        // regnamespace
+	4096: regForm,                                                                        // regrole
+	4191: regForm,                                                                        // regcollation
+	4451: multiForm,                                                                      // int4multirange
+	4532: multiForm,                                                                      // nummultirange
+	4533: multiForm,                                                                      // tsmultirange
+	4534: multiForm,                                                                      // tstzmultirange
+	4535: multiForm,                                                                      // datemultirange
+	4536: multiForm,                                                                      // int8multirange
+	5038: neutral("1:1:", zeros[:4]+zeros[:7]+"\x01"+zeros[:7]+"\x01"),                   // pg_snapshot
+	5069: neutral("0", zeros[:8]),                                                        // xid8
 }
 
 // elements maps the built-in array types to their element types.
@@ -151,7 +152,10 @@ func init() {
 	// int2vector and oidvector print without braces, and are arrays in binary.
 	for vector, elem := range map[uint32]uint32{22: 21, 30: 26} {
 		forms[vector] = arrayForm(elem)
-		forms[vector].text, forms[vector].scan = "", scanNone
+		size := len(forms[elem].binary)
+		forms[vector].text, forms[vector].scan = "0", scanNone
+		// One dimension from 0 with one element: the server takes no empty one.
+		forms[vector].binary = "\x00\x00\x00\x01" + zeros[:4] + forms[vector].binary[8:] + "\x00\x00\x00\x01" + zeros[:7] + string(rune(size)) + zeros[:size]
 	}
 }
 
