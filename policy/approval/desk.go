@@ -107,8 +107,8 @@ func term(d, otherwise time.Duration) time.Duration {
 	return min(d, maxTerm)
 }
 
-// Finished notes how the request of a consumed ticket ended. It takes the id that Open returned, and is meant to be told
-// of every exchange that has one: what was refused changes nothing.
+// Finished notes how the request of a consumed ticket ended: "ok", "failed" or "unknown"; "refused" changes nothing. It takes
+// the id that Open returned, and is to be told of exchanges that were allowed. It may block for as long as a disk takes.
 func (d *Desk) Finished(ticket string, o protocols.Outcome) {
 	if o.Status != OK && o.Status != Failed && o.Status != Unknown {
 		return

@@ -1,6 +1,7 @@
 package approval
 
 import (
+	"context"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -575,6 +576,23 @@ func TestWhatCannotBeAuditedDoesNotHappen(t *testing.T) {
 	})
 }
 
+func TestAHangUpDoesNotInterruptWhatIsAlreadyOnRecord(t *testing.T) {
+	eachStore(t, func(t *testing.T, s Store) {
+		d, l := newDesk(s, Options{})
+		tk := d.Ticket(session(), deletion(), hold())
+		id := mustOpen(t, tk)
+		must(t)(d.Approve(t.Context(), bob, id, Answer{}))
+		ctx, hangUp := context.WithCancel(t.Context())
+		l.before = func(string) { hangUp() }
+		if dec := tk.Wait(ctx); dec.Verdict != protocols.Allow {
+			t.Fatalf("%+v", dec)
+		}
+		if got := must(t)(d.Show(t.Context(), bob, id)); got.State != Consumed {
+			t.Fatal(got.State)
+		}
+	})
+}
+
 func TestAStoreThatIsGoneDenies(t *testing.T) {
 	s := openTemp(t)
 	d, _ := newDesk(s, Options{})
@@ -662,11 +680,11 @@ func TestATicketTellsWhatThereIsToKnow(t *testing.T) {
 		d, l := newDesk(s, Options{})
 		r := deletion()
 		r.Text += " WHERE note = $1 \xff"
-		r.Params = []protocols.Param{{Text: "a\x00b"}, {Null: true}}
+		r.Params = []protocols.Param{{Text: "a\x00b\xff"}, {Null: true}}
 		id := mustOpen(t, d.Ticket(session(), r, hold()))
 		got := must(t)(d.Show(t.Context(), root, id))
 		if got.Behind != (Human{1000, "alice"}) || got.Process.PID != 4711 || got.Attributes["database"] != "shop" ||
-			!strings.HasSuffix(got.Text, "\uFFFD") || got.Params[0].Text != "a\x00b" || !got.Params[1].Null || !got.Unbounded ||
+			!strings.HasSuffix(got.Text, "\uFFFD") || got.Params[0].Text != "a\x00b\uFFFD" || !got.Params[1].Null || !got.Unbounded ||
 			!slices.Equal(got.Effects, []string{"write", "destroy"}) || got.Digest != digest(session(), r) || got.Quorum != 1 {
 			t.Fatalf("%+v", got)
 		}

@@ -11,6 +11,7 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"time"
 )
@@ -95,7 +96,7 @@ func TestTheApiRefusesInItsOwnForm(t *testing.T) {
 		{"POST", "/requests/" + id + "/approve", "{\"comment\":\"\xff\"}", 400},
 		{"POST", "/requests/" + id + "/approve", `{"comment":"\u001b[2J"}`, 400},
 		{"POST", "/requests/" + id + "/approve", `{"comment":"` + strings.Repeat("x", maxComment+1) + `"}`, 400},
-		{"POST", "/requests/" + id + "/approve", `{"comment":"` + strings.Repeat("x", maxBody) + `"}`, 400},
+		{"POST", "/requests/" + id + "/approve", `{}` + strings.Repeat(" ", maxBody), 400},
 		{"POST", "/requests/" + id + "/approve", `{"digest":"` + strings.Repeat("0", 64) + `"}`, 409},
 		{"POST", "/requests/" + id + "/revoke", `{}`, 409},
 	} {
@@ -136,6 +137,25 @@ func TestTheApiTurnsAgentsAndStrangersAwayOnEveryRoute(t *testing.T) {
 	}
 }
 
+// unread is a body that nobody should look at.
+type unread struct{ t *testing.T }
+
+func (u unread) Read([]byte) (int, error) {
+	u.t.Error("the body was read")
+	return 0, io.EOF
+}
+
+func TestWhatAnAgentSendsIsNotEvenRead(t *testing.T) {
+	d, _ := newDesk(NewMemory(), Options{})
+	inside := root
+	inside.Agent = "claude"
+	w := httptest.NewRecorder()
+	as(d, inside).ServeHTTP(w, httptest.NewRequest("POST", "/requests/R-0000-0000/approve", unread{t}))
+	if w.Code != 403 {
+		t.Fatal(w.Code)
+	}
+}
+
 func TestALongTextIsCutInListsAndWholeInShow(t *testing.T) {
 	d, _ := newDesk(NewMemory(), Options{})
 	r := deletion()
@@ -171,8 +191,8 @@ func serve(t *testing.T, d *Desk, agentOf func(int) (string, error)) *Client {
 func TestTheKernelSaysWhoIsAtTheSocket(t *testing.T) {
 	d, _ := newDesk(openTemp(t), Options{})
 	id, _ := ask(t, d)
-	var asked int
-	c := serve(t, d, func(pid int) (string, error) { asked = pid; return "", nil })
+	var asked atomic.Int64
+	c := serve(t, d, func(pid int) (string, error) { asked.Store(int64(pid)); return "", nil })
 	ctx := t.Context()
 	lines, err := c.List(ctx, 10, Pending, Approved)
 	if err != nil || len(lines) != 1 || lines[0].Short != id {
@@ -188,8 +208,8 @@ func TestTheKernelSaysWhoIsAtTheSocket(t *testing.T) {
 	if err != nil || got.State != Approved || got.Votes[0].UID != uint32(os.Getuid()) || got.Votes[0].User == "" {
 		t.Fatalf("%+v %v", got, err)
 	}
-	if asked != os.Getpid() {
-		t.Fatalf("asked about process %d, want %d", asked, os.Getpid())
+	if got := int(asked.Load()); got != os.Getpid() {
+		t.Fatalf("asked about process %d, want %d", got, os.Getpid())
 	}
 	if got, err = c.Revoke(ctx, id, Answer{}); err != nil || got.State != Revoked {
 		t.Fatal(got.State, err)

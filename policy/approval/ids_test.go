@@ -1,6 +1,7 @@
 package approval
 
 import (
+	"slices"
 	"strings"
 	"testing"
 
@@ -66,6 +67,21 @@ func TestAnAmbiguousStartOfAnIdIsRefused(t *testing.T) {
 	})
 }
 
+func TestTheHostKnowsItsAccounts(t *testing.T) {
+	if uid, ok := userID("root"); !ok || uid != 0 {
+		t.Error(uid, ok)
+	}
+	if _, ok := userID("no-such-account"); ok {
+		t.Error("an account that is none was found")
+	}
+	if name, groups := names(0); name != "root" || !slices.Contains(groups, "root") {
+		t.Error(name, groups)
+	}
+	if name, groups := names(4000000000); name != "" || groups != nil {
+		t.Error(name, groups)
+	}
+}
+
 func TestTheDigestBindsWhoAsksWhatOfWhom(t *testing.T) {
 	base := digest(session(), deletion())
 	same := deletion()
@@ -108,10 +124,19 @@ func TestNoTwoListsOfWordsHaveOneDigest(t *testing.T) {
 		}
 		seen[d] = key
 	}
-	s, r := session(), deletion()
-	s.Agent, s.Target = s.Agent+s.Target, ""
-	if digest(s, r) == digest(session(), deletion()) {
-		t.Error("fields run into each other")
+	fields := []string{"ab", "cd", "ef", "gh", "ij"}
+	of := func(f []string) string {
+		s := &protocols.Session{Agent: f[0], Target: f[1]}
+		s.Describe("database", f[2])
+		s.Describe("user", f[3])
+		return digest(s, &protocols.Request{Text: f[4]})
+	}
+	for i := range len(fields) - 1 {
+		shifted := slices.Clone(fields)
+		shifted[i], shifted[i+1] = fields[i]+fields[i+1][:1], fields[i+1][1:]
+		if of(shifted) == of(fields) {
+			t.Errorf("%q and %q", shifted, fields)
+		}
 	}
 	null, empty := deletion(), deletion()
 	null.Params, empty.Params = []protocols.Param{{Null: true}, {}}, []protocols.Param{{}, {Null: true}}

@@ -124,6 +124,9 @@ func TestNoLineOfAnAgentPassesForOneOfOurs(t *testing.T) {
 			t.Errorf("a line of its own: %q", l)
 		}
 	}
+	if n := len(regexp.MustCompile(`(?m)^ {14}\| State denied$`).FindAllString(out, -1)); n != 4 { // command, problem, text, $1
+		t.Errorf("%d of 4 forged lines stand behind a bar:\n%s", n, out)
+	}
 	if n := len(regexp.MustCompile(`(?m)^  rule `).FindAllString(out, -1)); n != 1 {
 		t.Errorf("%d lines say which rule:\n%s", n, out)
 	}

@@ -206,7 +206,7 @@ func (s *SQLite) Move(ctx context.Context, id string, rev int64, c Change) (t Ti
 		if t, err = get(ctx, tx, id); err != nil {
 			return err
 		}
-		if t.Rev != rev || !t.State.may(c.To) {
+		if !t.State.may(c.To) {
 			return ErrConflict
 		}
 		from := t.State

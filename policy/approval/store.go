@@ -60,7 +60,7 @@ func (c Change) apply(t *Ticket) {
 	t.Rev++
 	t.State = c.To
 	if c.Vote != nil {
-		t.Votes = append(t.Votes[:len(t.Votes):len(t.Votes)], *c.Vote)
+		t.Votes = append(t.Votes, *c.Vote)
 	}
 	if c.To == Approved || c.To == Denied {
 		t.Decided = c.At

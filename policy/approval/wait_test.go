@@ -3,6 +3,7 @@ package approval
 import (
 	"context"
 	"errors"
+	"strings"
 	"sync"
 	"testing"
 	"testing/synctest"
@@ -107,7 +108,9 @@ func TestAHangUpEndsTheWaitAndNotTheTicket(t *testing.T) {
 			t.Fatal(got.State)
 		}
 		must(t)(d.Approve(t.Context(), bob, id, Answer{}))
-		wantCode(t, tk.Wait(ctx), "cancelled") // who has hung up uses no grant
+		for range 50 {
+			wantCode(t, tk.Wait(ctx), "cancelled") // who has hung up uses no grant
+		}
 		if l.count("approval.consumed") != 0 {
 			t.Fatal(l.kinds)
 		}
@@ -328,6 +331,35 @@ func TestTermsOfARuleAreKeptWithinBounds(t *testing.T) {
 				t.Errorf("%v: %+v", c.asked, got)
 			}
 		}
+	})
+}
+
+func TestEveryStateTellsTheAgentWhatItIsAndOnlyARefusalIsOne(t *testing.T) {
+	d, _ := newDesk(NewMemory(), Options{})
+	a := &asking{d: d, h: hold()}
+	for state, code := range map[State]string{Pending: "pending", Approved: "pending", Denied: "denied", Revoked: "denied", Expired: "expired",
+		Lapsed: "expired", Cancelled: "cancelled", Superseded: "cancelled"} {
+		tk := fresh(1)
+		tk.State, tk.Why, tk.Ended = state, "because.", epoch
+		tk.Votes = []Vote{{Approve: true, Comment: "yes"}, {Comment: "because."}}
+		got := a.words(tk, "")
+		wantCode(t, got, code, tk.Short)
+		if no := strings.Contains(got.Reason, "not a refusal"); no == (code == "denied" || code == "pending") {
+			t.Errorf("%s: %s", state, got.Reason)
+		}
+		if code == "denied" && !strings.Contains(got.Reason, ": because. ") {
+			t.Errorf("%s: %s", state, got.Reason)
+		}
+	}
+}
+
+func TestARequestCancelledWhileItWaitsIsToldAtOnce(t *testing.T) {
+	bubble(t, Options{}, func(t *testing.T, d *Desk, _ *ledger) {
+		tk := d.Ticket(session(), deletion(), patient())
+		id := mustOpen(t, tk)
+		answer := waiting(t.Context(), tk)
+		must(t)(d.Cancel(t.Context(), alice, id, Answer{Comment: "wrong table"}))
+		wantCode(t, <-answer, "cancelled", "wrong table", "not a refusal")
 	})
 }
 
