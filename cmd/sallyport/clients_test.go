@@ -75,10 +75,6 @@ func goClient(t *testing.T, name string) {
 	t.Helper()
 	people(t)
 	s := newSite(t, rules)
-	self, err := os.Executable()
-	if err != nil {
-		t.Fatal(err)
-	}
 	c := s.agent("", self, strconv.Itoa(database.Port))
 	c.Env = append(c.Env, "SALLYPORT_TEST_ROLE="+name)
 	out, err := c.CombinedOutput()

@@ -129,11 +129,7 @@ func (n *node) getStatus(r *http.Request) (any, error) {
 	runtime.GC()
 	var m runtime.MemStats
 	runtime.ReadMemStats(&m)
-	bundle, err := n.ca.Bundle()
-	if err != nil {
-		return nil, err
-	}
-	s := Status{PID: os.Getpid(), Config: n.configPath, Policy: n.engine.Policy().Hash(), Agents: n.gate.Agents(), Counters: n.gate.Counters(), HeapBytes: m.HeapAlloc, CA: bundle}
+	s := Status{PID: os.Getpid(), Config: n.configPath, Policy: n.engine.Policy().Hash(), Agents: n.gate.Agents(), Counters: n.gate.Counters(), HeapBytes: m.HeapAlloc, CA: n.bundle}
 	for _, a := range n.gate.Addresses() {
 		s.Proxy = append(s.Proxy, a.String())
 	}
@@ -173,8 +169,7 @@ func (n *node) postAgent(r *http.Request) (any, error) {
 	if err != nil {
 		return nil, err
 	}
-	bundle, err := n.ca.Bundle()
-	return AgentAdded{run, bundle}, err
+	return AgentAdded{run, n.bundle}, nil
 }
 
 func (n *node) deleteAgent(r *http.Request) (any, error) {

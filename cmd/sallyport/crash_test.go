@@ -224,10 +224,6 @@ func TestAQuietConnectionCostsLittleMemory(t *testing.T) {
 	}
 	s.psql("SELECT 1;") // what is made once is made
 	before := heap()
-	self, err := os.Executable()
-	if err != nil {
-		t.Fatal(err)
-	}
 	c := s.agent("", self, strconv.Itoa(database.Port), strconv.Itoa(connections))
 	c.Env = append(c.Env, "SALLYPORT_TEST_ROLE=quiet")
 	stdin, err := pipe(c)

@@ -15,6 +15,7 @@ const graph = `
 	NONE < bpf, protocols;
 
 	protocols < protocols/relay, protocols/pgsql, policy/mask, policy/credential, policy/approval, recorder;
+	NONE < protocols/pgsql/gen;
 	protocols, protocols/relay < protocols/protocoltest;
 	protocols, protocols/relay, protocols/pgsql < protocols/postgres;
 	protocols, protocols/postgres < protocols/all;

@@ -27,6 +27,7 @@ import (
 
 var (
 	program  string // the sallyport that is tested
+	self     string // this test binary, where every user can run it
 	database *throwaway.Postgres
 	nextPort atomic.Int32 // for proxies
 )
@@ -53,6 +54,11 @@ func setUp(m *testing.M) int {
 	program = filepath.Join(dir, "sallyport")
 	if out, err := exec.Command("go", "build", "-o", program, ".").CombinedOutput(); err != nil {
 		fmt.Fprintf(os.Stderr, "build: %v\n%s", err, out)
+		return 1
+	}
+	self = filepath.Join(dir, "test")
+	if out, err := exec.Command("install", "-m", "755", "/proc/"+strconv.Itoa(os.Getpid())+"/exe", self).CombinedOutput(); err != nil {
+		fmt.Fprintf(os.Stderr, "install: %v\n%s", err, out)
 		return 1
 	}
 	// Trust for "stranger" makes a connection that goes round the proxy succeed, and so be seen.

@@ -38,6 +38,7 @@ type node struct {
 	logins *logins
 	router *intercept.Router
 	ca     *intercept.CA
+	bundle string // file with the roots that agents should trust
 	gate   *intercept.Interceptor
 }
 
@@ -77,7 +78,7 @@ func openNode(ctx context.Context, configPath string, log hclog.Logger) (n *node
 	if n.ca, err = intercept.OpenCA(filepath.Join(state, "ca")); err != nil {
 		return n, err
 	}
-	if _, err = n.ca.Bundle(); err != nil {
+	if n.bundle, err = n.ca.Bundle(); err != nil {
 		return n, err
 	}
 	if n.router, err = intercept.NewRouter(nil, net.DefaultResolver, log.Named("router")); err != nil {
