@@ -40,7 +40,8 @@ func (d *Desk) get(ctx context.Context, id string) (Ticket, error) {
 	return t, err
 }
 
-// settle writes down that a ticket's time is over, if it is, and returns the ticket as it is then. It is called in turn.
+// settle writes down that a ticket's time is over, if it is, and returns the ticket as it is then: never one that is due. It
+// is called in turn.
 func (d *Desk) settle(ctx context.Context, t Ticket) (Ticket, error) {
 	if !t.due(time.Now()) {
 		return t, nil
@@ -51,7 +52,9 @@ func (d *Desk) settle(ctx context.Context, t Ticket) (Ticket, error) {
 	}
 	moved, err := d.move(ctx, t, kind, c)
 	if errors.Is(err, ErrConflict) { // another node was faster
-		return d.store.Get(ctx, t.ID)
+		if moved, err = d.store.Get(ctx, t.ID); err == nil && moved.due(time.Now()) {
+			err = ErrConflict // it was not: the store takes no change
+		}
 	}
 	return moved, err
 }

@@ -39,9 +39,6 @@ func (a *asking) Wait(ctx context.Context) protocols.Decision {
 				return protocols.Decision{Verdict: protocols.Allow, Rule: a.h.Rule, Reason: a.h.Reason, Policy: a.h.Policy, Mask: a.h.Mask}
 			}
 		}
-		if err == nil && t.due(time.Now()) { // the store did not take its end
-			err = ErrConflict
-		}
 		if err != nil || t.State != Pending || a.h.InlineWait <= 0 {
 			leave()
 			switch {

@@ -284,6 +284,12 @@ func TestAStoreThatTakesNoChangeMakesNobodySpin(t *testing.T) {
 		if _, err := tk.Open(t.Context()); !errors.Is(err, ErrConflict) {
 			t.Fatal(err)
 		}
+		if _, err := d.sweep(t.Context()); !errors.Is(err, ErrConflict) {
+			t.Fatal(err)
+		}
+		live, _ := d.store.Due(t.Context(), 1)
+		_, err := d.Approve(t.Context(), bob, live[0].Short, Answer{})
+		wantStatus(t, err, 503)
 	})
 }
 
