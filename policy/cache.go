@@ -12,7 +12,8 @@ const (
 	// slots is how many decisions a policy remembers at most. An agent asks some dozens of different things, over and over.
 	slotBits = 12
 	slots    = 1 << slotBits
-	// maxCachedText and maxCachedObjects bound what one slot keeps alive beside facts.
+	// maxCachedText and maxCachedObjects bound what one slot keeps alive. Facts are about as large as their text, so all
+	// slots together keep at most some 50 MB, and that only if an agent sets out to fill them.
 	maxCachedText    = 4 << 10
 	maxCachedObjects = 64
 	// maxAttributes is how many attributes of a session the rules of a target may name for decisions on it to be
@@ -85,7 +86,8 @@ func (c *cache) get(t *target, s *protocols.Session, r *protocols.Request) *outc
 }
 
 func (c *cache) put(t *target, s *protocols.Session, r *protocols.Request, o *outcome) {
-	if t.uncached || len(r.Objects) > maxCachedObjects || len(r.Kind)+len(r.Problem) > maxCachedText {
+	if t.uncached || len(r.Objects) > maxCachedObjects || len(r.Kind)+len(r.Problem) > maxCachedText ||
+		t.looks&(lookFacts|lookText) != 0 && len(r.Text) > maxCachedText {
 		return
 	}
 	e := &entry{
@@ -97,9 +99,6 @@ func (c *cache) put(t *target, s *protocols.Session, r *protocols.Request, o *ou
 		e.facts = r.Facts
 	}
 	if t.looks&lookText != 0 {
-		if len(r.Text) > maxCachedText {
-			return
-		}
 		e.text = r.Text
 	}
 	for i, name := range t.attributes {

@@ -135,9 +135,9 @@ func TestARememberedDecisionAllocatesNothing(t *testing.T) {
 }
 
 func TestHugeRequestsAreNotRemembered(t *testing.T) {
-	p := compile(t, target1+"preset='observe'\n[[target.rule]]\nname='r'\nthen='deny'\nwhen='request.text.contains(\"z\")'\n")
+	p := compile(t, target1+"preset='observe'\n[[target.rule]]\nname='r'\nthen='deny'\nwhen='request.text.contains(\"z\") || deeds.size() > 7'\n")
 	r := request(read)
-	r.Text = strings.Repeat("x", maxCachedText+1)
+	r.Text, r.Facts = strings.Repeat("x", maxCachedText+1), many(1)
 	objects := request(read)
 	objects.Objects = make([]string, maxCachedObjects+1)
 	p.Decide(session(), r)

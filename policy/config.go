@@ -5,6 +5,7 @@ package policy
 
 import (
 	"fmt"
+	"io"
 	"os"
 	"path/filepath"
 	"time"
@@ -179,10 +180,7 @@ func Read(path string) (*Config, error) {
 		return nil, fmt.Errorf("read configuration: %w", err)
 	}
 	defer f.Close()
-	if info, err := f.Stat(); err == nil && info.Size() > maxFile {
-		return nil, Errors{{Pos{File: path, Line: 1}, fmt.Sprintf("the file has %d bytes, more than %d", info.Size(), maxFile)}}
-	}
-	data, err := os.ReadFile(path)
+	data, err := io.ReadAll(io.LimitReader(f, maxFile+1)) // Decode refuses more than maxFile
 	if err != nil {
 		return nil, fmt.Errorf("read configuration: %w", err)
 	}

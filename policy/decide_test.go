@@ -357,17 +357,25 @@ func TestMasksOfTargetAndTopAddUp(t *testing.T) {
 }
 
 func TestAMaskThatCannotBeMadeIsAnErrorOfItsLine(t *testing.T) {
-	c, err := Decode("x.toml", []byte(target1+"[[target.mask]]\ndetect=['nonsense']\n"))
+	c, err := Decode("x.toml", []byte("[[mask]]\ndetect=['key']\n"+target1+"[[target.mask]]\ndetect=['key']\n[[target.mask]]\ndetect=['nonsense']\n"))
 	if err != nil {
 		t.Fatal(err)
 	}
-	for name, f := range map[string]MaskFactory{
-		"none":  nil,
-		"fails": func(string, []MaskSpec) (protocols.Masker, error) { return nil, errors.New("no detector") },
-		"nil":   func(string, []MaskSpec) (protocols.Masker, error) { return nil, nil },
-	} {
-		if _, err := Compile(c, protos("p"), asks{}, f); err == nil || !strings.HasPrefix(err.Error(), "x.toml:5: mask of target") {
-			t.Errorf("%s: %v", name, err)
+	picky := func(_ string, specs []MaskSpec) (protocols.Masker, error) {
+		for i, s := range specs {
+			if s.Detect[0] == "nonsense" {
+				return nil, fmt.Errorf("mask %d: no such detector", i+1)
+			}
+		}
+		return &hides{}, nil
+	}
+	if _, err := Compile(c, protos("p"), asks{}, picky); err == nil || err.Error() != "x.toml:9: mask: no such detector" {
+		t.Error(err)
+	}
+	hidesNothing := func(string, []MaskSpec) (protocols.Masker, error) { return nil, nil }
+	for _, f := range []MaskFactory{nil, hidesNothing} {
+		if _, err := Compile(c, protos("p"), asks{}, f); err == nil || !strings.HasPrefix(err.Error(), "x.toml:1: mask: ") {
+			t.Error(err)
 		}
 	}
 }

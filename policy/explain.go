@@ -159,7 +159,7 @@ func (x Explanation) String() string {
 	}
 	fmt.Fprintf(&b, "  agent    %s\n  target   %s (preset %s)\n  effects  %s\n", x.Agent, x.Target, x.Preset, strings.Join(x.Effects, ", "))
 	if x.Verdict == protocols.Hold.String() {
-		who := "anybody who may answer requests"
+		who := "root and the group sallyport"
 		if len(x.Approvers) > 0 {
 			who = strings.Join(x.Approvers, ", ")
 		}

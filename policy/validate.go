@@ -15,6 +15,8 @@ var nameRule = regexp.MustCompile(`^[a-z0-9][a-z0-9._-]{0,62}$`)
 // A variable that a shell could set: POSIX.1-2017, section 8.1.
 var envRule = regexp.MustCompile(`^[A-Za-z_][A-Za-z0-9_]*$`)
 
+var approverRule = regexp.MustCompile(`^((user|group):[^\s:]{1,256}|uid:[0-9]{1,10})$`)
+
 const (
 	maxRuleName = 100
 	maxSay      = 1000    // it travels in error messages and chat messages
@@ -98,8 +100,8 @@ func (v *validator) hold(at Pos, inline, pending, grant time.Duration) {
 		v.add(at.At("inline_wait"), "inline_wait: %v is more than 1h; few clients wait that long", inline)
 	}
 	for key, d := range map[string]time.Duration{"pending_for": pending, "grant_for": grant} {
-		if d < time.Second || d > 30*24*time.Hour {
-			v.add(at.At(key), "%s: want 1s to 720h, have %v", key, d)
+		if d < time.Second || d > 14*24*time.Hour {
+			v.add(at.At(key), "%s: want 1s to 336h, have %v", key, d)
 		}
 	}
 }
@@ -220,8 +222,10 @@ func (v *validator) rules(rules []Rule, taken map[string]Pos) {
 			if r.Quorum < 1 || r.Quorum > 16 {
 				v.add(r.Pos.At("quorum"), "quorum: want 1 to 16 people, have %d", r.Quorum)
 			}
-			if slices.Contains(r.Approvers, "") {
-				v.add(r.Pos.At("approvers"), "approvers: an empty name")
+			for _, who := range r.Approvers {
+				if !approverRule.MatchString(who) {
+					v.add(r.Pos.At("approvers"), `approvers: %q is none of "user:NAME", "group:NAME" and "uid:NUMBER"`, clip(who))
+				}
 			}
 		}
 	}
