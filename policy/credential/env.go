@@ -1,6 +1,7 @@
 package credential
 
 import (
+	"context"
 	"fmt"
 	"os"
 	"sync"
@@ -8,31 +9,37 @@ import (
 	"sallyport/protocols"
 )
 
-// taken are variables that were taken out of the environment: a configuration that is read again names them again.
+// taken holds what was taken out of the environment: a configuration that is loaded again names the same variables, and
+// two targets may name one.
 var taken struct {
-	mu sync.Mutex
-	of map[string]protocols.Secret // guarded by mu
+	sync.Mutex
+	secrets map[string]protocols.Secret
 }
 
-// takeEnv returns a variable and removes it, so that no child process inherits it.
-func takeEnv(name string) (protocols.Secret, error) {
-	taken.mu.Lock()
-	defer taken.mu.Unlock()
+// fromEnvironment takes a variable out of the environment. What the kernel copied for the process when it started stays
+// in /proc/PID/environ for root and for who may trace the process; a file or a credential of systemd does not.
+func fromEnvironment(name string) (func(context.Context) (protocols.Secret, error), error) {
+	taken.Lock()
+	defer taken.Unlock()
 	if value, ok := os.LookupEnv(name); ok {
-		secret, err := clean([]byte(value), "$"+name)
-		if err != nil {
-			return "", err
-		}
-		if taken.of == nil {
-			taken.of = make(map[string]protocols.Secret)
-		}
-		taken.of[name] = secret
 		if err := os.Unsetenv(name); err != nil {
-			return "", fmt.Errorf("credential: take $%s out of the environment: %w", name, err)
+			return nil, fmt.Errorf("environment variable %s: cannot remove it", name)
 		}
+		if len(value) > MaxSecret {
+			return nil, fmt.Errorf("environment variable %s: larger than %d bytes", name, MaxSecret)
+		}
+		secret, err := checked([]byte(value))
+		if err != nil {
+			return nil, fmt.Errorf("environment variable %s: %w", name, err)
+		}
+		if taken.secrets == nil {
+			taken.secrets = make(map[string]protocols.Secret)
+		}
+		taken.secrets[name] = secret
 	}
-	if secret, ok := taken.of[name]; ok {
-		return secret, nil
+	secret, ok := taken.secrets[name]
+	if !ok {
+		return nil, fmt.Errorf("environment variable %s: not set", name)
 	}
-	return "", fmt.Errorf("credential: there is no $%s", name)
+	return func(context.Context) (protocols.Secret, error) { return secret, nil }, nil
 }
