@@ -61,9 +61,9 @@ func (c *Cache) Analyze(s *Session, text string) *Analysis {
 		if a := s.unreadable(text); a != nil {
 			return a
 		}
-		e = c.add(text)
+		return c.add(text).analysis(s)
 	}
-	return e.analysis(s)
+	return e.hit().analysis(s)
 }
 
 // AnalyzeBytes is Analyze without a copy of the text when it is remembered; Analysis.Text then saves the caller one too.
@@ -74,15 +74,20 @@ func (c *Cache) AnalyzeBytes(s *Session, text []byte) *Analysis {
 	if e == nil {
 		return c.Analyze(s, string(text))
 	}
-	return e.analysis(s)
+	return e.hit().analysis(s)
+}
+
+// hit notes that an entry was asked for again; what never is goes first.
+func (e *entry) hit() *entry {
+	if !e.used.Load() {
+		e.used.Store(true)
+	}
+	return e
 }
 
 func (e *entry) analysis(s *Session) *Analysis {
 	if a := s.unreadable(e.a.Text); a != nil {
 		return a
-	}
-	if !e.used.Load() {
-		e.used.Store(true)
 	}
 	if len(e.a.refs) == 0 {
 		return e.a

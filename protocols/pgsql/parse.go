@@ -25,6 +25,10 @@ const (
 	largeText = 64 << 10
 )
 
+// maxSignsCost bounds the time that PostgreSQL's scanner takes for runs of operator signs, such as +-+-+-, which it reads
+// again from each sign on: time grows with the square of their length. This much is a tenth of a second.
+const maxSignsCost = 1 << 24
+
 var large = make(chan struct{}, 1)
 
 // parse returns the tree of a text, or why there is none.
@@ -41,12 +45,28 @@ func parse(text string) (*pg.ParseResult, error) {
 		large <- struct{}{}
 		defer func() { <-large }()
 	}
+	if signsCost(text) > maxSignsCost {
+		return nil, errors.New("statement has long runs of operator signs")
+	}
 	if mayNest(text) {
 		if err := checkNesting(text); err != nil {
 			return nil, err
 		}
 	}
-	return pg.Parse(text)
+	tree, err := pg.Parse(text)
+	if err != nil {
+		return nil, short(err)
+	}
+	return tree, nil
+}
+
+// short bounds what an error quotes of the text.
+func short(err error) error {
+	const most = 200
+	if message := err.Error(); len(message) > most {
+		return errors.New(strings.ToValidUTF8(message[:most], "") + "…")
+	}
+	return err
 }
 
 // mayNest reports whether text could nest too deep, judging by its bytes alone: each level takes at least a word or a sign.
@@ -72,13 +92,43 @@ func mayNest(text string) bool {
 	return n > maxNesting
 }
 
+// signsCost adds up the squares of the lengths of runs of operator signs. Runs of one sign alone, as in rulers, are
+// operators or comments at once, save those of plus signs.
+func signsCost(text string) int {
+	cost, run, mixed := 0, 0, false
+	for i := 0; i < len(text); i++ {
+		c := text[i]
+		if !operatorSigns[c] {
+			if mixed {
+				cost += run * run
+			}
+			run, mixed = 0, false
+			continue
+		}
+		mixed = mixed || c == '+' || run > 0 && c != text[i-1]
+		run++
+	}
+	if mixed {
+		cost += run * run
+	}
+	return cost
+}
+
+// operatorSigns are op_chars of scan.l.
+var operatorSigns = func() (is [256]bool) {
+	for _, c := range []byte("~!@#^&|`?+-*/%<>=") {
+		is[c] = true
+	}
+	return is
+}()
+
 // checkNesting bounds the depth of text's tree from its tokens, which PostgreSQL's scanner finds without recursion. What
 // stands between two commas of one pair of brackets cannot be deeper than it has tokens that nest; only set operations
 // nest across commas.
 func checkNesting(text string) error {
 	tokens, err := parser.ScanToProtobuf(text)
 	if err != nil {
-		return err
+		return short(err)
 	}
 	stack := []bracket{{}}
 	top := &stack[0]

@@ -24,6 +24,12 @@ func (w *walk) insertStmt(n *pg.InsertStmt) {
 	w.target(n.Relation)
 	w.targetColumns(n.Cols)
 	w.returning(n.ReturningList)
+	if values := n.SelectStmt.GetSelectStmt(); len(values.GetValuesLists()) > 0 { // reads nothing by itself
+		defer w.scope(values.WithClause)()
+		w.rest(values, values.WithClause)
+		w.rest(n, n.WithClause, n.Relation, n.SelectStmt)
+		return
+	}
 	w.rest(n, n.WithClause, n.Relation)
 }
 
