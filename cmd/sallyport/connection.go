@@ -199,7 +199,7 @@ type journal struct {
 }
 
 func (j journal) Outcome(x *protocols.Exchange, o protocols.Outcome) error {
-	if x.Ticket != "" {
+	if x.Ticket != "" && x.Decision.Verdict == protocols.Allow { // refused, it says nothing about the one that ran
 		go j.desk.Finished(x.Ticket, o)
 	}
 	return j.Session.Outcome(x, o)

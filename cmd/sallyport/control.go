@@ -10,6 +10,7 @@ import (
 	"io/fs"
 	"net"
 	"net/http"
+	"net/http/pprof"
 	"os"
 	"path/filepath"
 	"runtime"
@@ -53,6 +54,9 @@ func (n *node) serveControl() (stop func(), err error) {
 	mux.HandleFunc("POST /reload", n.forRoot(n.postReload))
 	mux.HandleFunc("POST /agents", n.forRoot(n.postAgent))
 	mux.HandleFunc("DELETE /agents/{run}", n.forRoot(n.deleteAgent))
+	// curl --unix-socket SOCKET 'http://x/debug/pprof/profile?seconds=10' > cpu.pprof
+	mux.HandleFunc("GET /debug/pprof/profile", n.onlyRoot(pprof.Profile))
+	mux.HandleFunc("GET /debug/pprof/{name}", n.onlyRoot(pprof.Index))
 	server := &http.Server{
 		Handler: mux, ConnContext: approval.ConnContext(n.agentOf),
 		ReadTimeout: controlTimeout, WriteTimeout: time.Minute, MaxHeaderBytes: 16 << 10,
@@ -79,8 +83,8 @@ func (n *node) agentOf(pid int) (string, error) {
 	return "unknown", nil
 }
 
-// forRoot refuses all but root outside of any agent.
-func (n *node) forRoot(f func(*http.Request) (any, error)) http.HandlerFunc {
+// onlyRoot refuses all but root outside of any agent.
+func (n *node) onlyRoot(f http.HandlerFunc) http.HandlerFunc {
 	return func(w http.ResponseWriter, r *http.Request) {
 		peer, err := approval.Identify(r)
 		switch {
@@ -92,14 +96,21 @@ func (n *node) forRoot(f func(*http.Request) (any, error)) http.HandlerFunc {
 		case peer.UID != 0:
 			answer(w, http.StatusForbidden, failure{"only root may do this", "use sudo"})
 		default:
-			v, err := f(r)
-			if err != nil {
-				answer(w, http.StatusBadRequest, failure{err.Error(), ""})
-				return
-			}
-			answer(w, http.StatusOK, v)
+			f(w, r)
 		}
 	}
+}
+
+// forRoot is onlyRoot for what answers with JSON.
+func (n *node) forRoot(f func(*http.Request) (any, error)) http.HandlerFunc {
+	return n.onlyRoot(func(w http.ResponseWriter, r *http.Request) {
+		v, err := f(r)
+		if err != nil {
+			answer(w, http.StatusBadRequest, failure{err.Error(), ""})
+			return
+		}
+		answer(w, http.StatusOK, v)
+	})
 }
 
 type failure struct {

@@ -178,7 +178,14 @@ func TestAFullDiskForwardsNothing(t *testing.T) {
 	}
 	s.write(strings.Replace(string(config), "[[target]]", "[record]\nlow_water = \"1MiB\"\nreserve = \"1MiB\"\n\n[[target]]", 1))
 	s.start()
-	if got := s.psql("INSERT INTO filled VALUES (1);"); !strings.Contains(got, "INSERT 0 1") {
+	insert := func(n int) string {
+		c := exec.Command(psqlArgs()[0], psqlArgs()[1:]...)
+		c.Stdin = strings.NewReader(fmt.Sprintf("INSERT INTO filled VALUES (%d);", n))
+		s.inAgent(c)
+		out, _ := c.CombinedOutput()
+		return string(out)
+	}
+	if got := insert(1); !strings.Contains(got, "INSERT 0 1") {
 		t.Fatalf("with room: %s", got)
 	}
 	f, err := os.Create(filepath.Join(state, "filler"))
@@ -191,16 +198,14 @@ func TestAFullDiskForwardsNothing(t *testing.T) {
 		}
 	}
 	f.Close()
-	if got := s.psql("INSERT INTO filled VALUES (2);"); strings.Contains(got, "INSERT 0 1") || !strings.Contains(got, "record") {
+	if got := insert(2); strings.Contains(got, "INSERT 0 1") || !strings.Contains(got, "record") {
 		t.Errorf("on a full disk: %s", got)
 	}
 	if n := owner(t, "SELECT count(*) FROM filled"); n != "1" {
 		t.Errorf("%s rows: something ran that could not be recorded", n)
 	}
 	os.Remove(filepath.Join(state, "filler"))
-	s.eventually("there is room again, and work goes on", func() bool {
-		return strings.Contains(s.psql("INSERT INTO filled VALUES (3);"), "INSERT 0 1")
-	})
+	s.eventually("there is room again, and work goes on", func() bool { return strings.Contains(insert(3), "INSERT 0 1") })
 }
 
 // 64 KiB of heap a quiet connection, measured with 2,000 open.
