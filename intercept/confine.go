@@ -112,6 +112,10 @@ func hide(dir string, show []string) error {
 	}
 	shown := make(map[string]int) // open files, by where they go
 	for _, file := range show {
+		file, err := filepath.EvalSymlinks(file)
+		if err != nil {
+			return err
+		}
 		below, err := filepath.Rel(dir, file)
 		if err != nil || below == "." || strings.HasPrefix(below, "..") {
 			continue

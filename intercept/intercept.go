@@ -15,6 +15,7 @@ import (
 	"os"
 	"path/filepath"
 	"strconv"
+	"strings"
 	"sync"
 	"time"
 
@@ -69,6 +70,9 @@ type Interceptor struct {
 func Open(o Options) (_ *Interceptor, err error) {
 	if o.Port == 0 || o.Pins == "" || o.State == "" {
 		return nil, errors.New("intercept: a port, a directory for pins and one for state are needed")
+	}
+	if err := capable(); err != nil {
+		return nil, err
 	}
 	if o.Log == nil {
 		o.Log = hclog.NewNullLogger()
@@ -151,16 +155,35 @@ func (i *Interceptor) addListeners(hooks *bpf.Hooks) error {
 	return nil
 }
 
+// capable fails with the names of the capabilities that this process lacks. CAP_SYS_ADMIN is for mounting the pins.
+func capable() error {
+	header := unix.CapUserHeader{Version: unix.LINUX_CAPABILITY_VERSION_3}
+	var have [2]unix.CapUserData
+	if err := unix.Capget(&header, &have[0]); err != nil {
+		return os.NewSyscallError("capget", err)
+	}
+	var missing []string
+	for _, c := range []struct {
+		number uint
+		name   string
+	}{{unix.CAP_BPF, "CAP_BPF"}, {unix.CAP_NET_ADMIN, "CAP_NET_ADMIN"}, {unix.CAP_PERFMON, "CAP_PERFMON"}, {unix.CAP_SYS_ADMIN, "CAP_SYS_ADMIN"}} {
+		if have[c.number/32].Effective&(1<<(c.number%32)) == 0 {
+			missing = append(missing, c.name)
+		}
+	}
+	if missing != nil {
+		return fmt.Errorf("intercept: this needs %s: run as root", strings.Join(missing, ", "))
+	}
+	return nil
+}
+
 // explain adds what to do about it.
 func explain(err error) error {
 	switch {
 	case errors.Is(err, ebpf.ErrNotSupported):
 		return fmt.Errorf("%w; this needs Linux 5.15 or later with CONFIG_CGROUP_BPF and CONFIG_DEBUG_INFO_BTF", err)
-	case errors.Is(err, unix.EPERM) && unix.Geteuid() != 0:
-		return fmt.Errorf("%w; this needs CAP_BPF, CAP_NET_ADMIN and CAP_PERFMON: run as root", err)
 	case errors.Is(err, unix.EPERM):
-		return fmt.Errorf("%w; this needs CAP_BPF, CAP_NET_ADMIN and CAP_PERFMON, and no other program attached "+
-			"exclusively: see `bpftool cgroup tree`", err)
+		return fmt.Errorf("%w; see what is attached with `bpftool cgroup tree`; in a container, see its seccomp profile", err)
 	}
 	return err
 }
@@ -277,9 +300,6 @@ func mountPins(dir string) error {
 	}
 	if err == nil {
 		err = unix.Mount("sallyport", dir, "bpf", unix.MS_NOSUID|unix.MS_NODEV|unix.MS_NOEXEC, "mode=0700")
-	}
-	if errors.Is(err, unix.EPERM) {
-		return fmt.Errorf("intercept: mount a bpf filesystem on %s: %w; this needs CAP_SYS_ADMIN: run as root", dir, err)
 	}
 	if err != nil {
 		return fmt.Errorf("intercept: mount a bpf filesystem on %s: %w", dir, err)

@@ -16,6 +16,8 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"sallyport/bpf"
 )
 
 // What a helper process does. Each role is a small program: it gets arguments and prints lines.
@@ -27,6 +29,8 @@ var roles = map[string]func(args []string) error{
 	"lookup":  lookup,
 	"joiner":  joiner,
 	"daemon":  beDaemon,
+
+	"uncgrouped": uncgrouped,
 }
 
 func play(role string, args []string) int {
@@ -160,4 +164,16 @@ func beDaemon(args []string) error {
 	}
 	fmt.Println("ready")
 	return i.Serve(context.Background(), greet(nil))
+}
+
+// uncgrouped is a daemon on a machine without cgroup v2, in a mount namespace of its own.
+func uncgrouped(args []string) error {
+	root, err := bpf.CgroupRoot()
+	if err != nil {
+		return err
+	}
+	if err := unix.Unmount(root, unix.MNT_DETACH); err != nil {
+		return err
+	}
+	return beDaemon(args)
 }
