@@ -110,6 +110,38 @@ func BenchmarkCells(b *testing.B) {
 	})
 }
 
+// BenchmarkRows scans rows of eleven text cells, of which none, one row in ten, or every row has an address in one.
+func BenchmarkRows(b *testing.B) {
+	e := newEngine(b, Spec{Detect: []string{"all"}})
+	clean := []string{
+		"1048576", "Ann Example", "Main Street 12", "10115", "Berlin", "2024-11-24 13:47:44.123456+00", "0191d3c5-7b5e-7cc3-98c4-dc0c0c07398f",
+		"shipped", "129.90", "t", "returned once, then sent again",
+	}
+	for _, every := range []int{0, 10, 1} {
+		b.Run(fmt.Sprintf("hit in one of %d", every), func(b *testing.B) {
+			b.ReportAllocs()
+			cells := make([][]byte, len(clean))
+			for i, c := range clean {
+				cells[i] = []byte(c)
+			}
+			hit, name := []byte("ann@mail.example.com"), cells[1]
+			n := 0
+			start := processor(b)
+			for b.Loop() {
+				n++
+				cells[1] = name
+				if every > 0 && n%every == 0 {
+					cells[1] = hit
+				}
+				for _, c := range cells {
+					e.Scan("note", c)
+				}
+			}
+			b.ReportMetric(float64(processor(b)-start)/float64(b.N), "cpu-ns/row")
+		})
+	}
+}
+
 func newEngine(tb testing.TB, specs ...Spec) *Engine {
 	tb.Helper()
 	e, err := New(specs, bytes.Repeat([]byte{7}, MinKey))

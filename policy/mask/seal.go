@@ -29,7 +29,7 @@ func newSealer(key []byte) *sealer {
 }
 
 const (
-	hashHex     = 16 // digits: 64 bits, for people to compare; two of 10^6 values collide once in 10^7 tables
+	hashHex     = 16 // digits: 64 bits, for people to compare; in a column of 10^6 values two collide once in 30 million columns
 	tokenBase32 = 26 // characters: 130 bits, as unique as a UUID
 )
 
@@ -54,7 +54,7 @@ func (s *sealer) seal(op operator, domain string, value []byte) []byte {
 		} else {
 			out = lowerBase32.AppendEncode([]byte("tok_"), sum[:17])[:len("tok_")+tokenBase32]
 		}
-		// Once in 40,000 times a hash happens to be a card number or an IBAN itself.
+		// One hash in 40,000 happens to be a card number or an IBAN itself.
 		if c := (scanner{ruleset: &everything, p: out}); !c.any() {
 			return out
 		}
