@@ -92,6 +92,42 @@ func BenchmarkBytes(b *testing.B) {
 	}
 }
 
+// BenchmarkSession is a session with one request, from Begin to the seal.
+func BenchmarkSession(b *testing.B) {
+	l := open(b, Options{Durability: Standard, Dir: diskDir(b)})
+	defer l.Close()
+	for n := 0; b.Loop(); n++ {
+		p, s := begin(b, l, n, allow)
+		ask(b, p, selectOrders)
+		if err := s.Close(""); err != nil {
+			b.Fatal(err)
+		}
+	}
+}
+
+// BenchmarkVerify is one session in a log of 100,000 requests.
+func BenchmarkVerify(b *testing.B) {
+	l := open(b, Options{Durability: Standard, Dir: diskDir(b)})
+	p, s := begin(b, l, 1, allow)
+	for range 100_000 {
+		x, _ := p.Begin(selectOrders)
+		s.Commit()
+		x.End(protocols.Outcome{Status: "ok", Tag: "SELECT 1", Rows: 1, Bytes: 42})
+	}
+	s.Close("")
+	p, s = begin(b, l, 2, allow)
+	ask(b, p, selectOrders)
+	s.Close("")
+	key := l.PublicKey()
+	l.Close()
+	b.SetBytes(l.journal.bytes)
+	for b.Loop() {
+		if r := verify(b, l.dir, p.ID, key); !r.Whole {
+			b.Fatal(r.Problems)
+		}
+	}
+}
+
 // rows looks like what a database sends.
 func rows(size int) []byte {
 	var p []byte

@@ -212,7 +212,7 @@ func (l *Log) recoverSession(s *salvage) error {
 	if err != nil {
 		return err
 	}
-	if _, err = l.journal.append(body, true); err != nil {
+	if s.audit.Last, err = l.journal.append(body, true); err != nil {
 		return err
 	}
 	l.logger.Warn("session recovered", "session", s.ID, "bytes_cut", cut, "unknown", unknown, "problems", s.problems)
