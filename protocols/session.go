@@ -15,6 +15,9 @@ import (
 // ErrHoldUnresolved means that a ticket answered with another hold, which would never end.
 var ErrHoldUnresolved = errors.New("protocols: ticket resolved to hold")
 
+// ErrRecord means that evidence could not be kept, so that nothing more is forwarded. It wraps the journal's own error.
+var ErrRecord = errors.New("protocols: not on record")
+
 // A Session is one mediated conversation with one target, and the only road from a protocol to policy and recorder. Who
 // makes one fills the exported fields, and changes none of them once Serve was called.
 type Session struct {
@@ -85,7 +88,7 @@ func (s *Session) Begin(r Request) (*Exchange, error) {
 	}
 	x := &Exchange{ID: s.ids.Add(1), Request: r, Began: time.Now(), s: s}
 	if err := s.Journal.Request(x); err != nil {
-		return x, fmt.Errorf("record request: %w", err)
+		return x, fmt.Errorf("%w: request: %w", ErrRecord, err)
 	}
 	return x, x.decide(s.Gate.Decide(s, &x.Request))
 }
@@ -129,7 +132,7 @@ func (x *Exchange) decide(d Decision) error {
 	err := x.s.Journal.Decision(x)
 	if err != nil {
 		x.Decision = Decision{}
-		return fmt.Errorf("record decision: %w", err)
+		return fmt.Errorf("%w: decision: %w", ErrRecord, err)
 	}
 	return nil
 }

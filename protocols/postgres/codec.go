@@ -277,6 +277,10 @@ func (c *codec) Farewell(err error, out *relay.Out) {
 	}
 	c.over = true
 	r := refusal{code: codeAdminShutdown, message: "sallyport: the session had to end"}
+	if errors.Is(err, protocols.ErrRecord) {
+		r = refusal{code: codeNoRecord, message: "sallyport: what is asked cannot be recorded just now, so nothing more is forwarded",
+			hint: "Tell an operator: the disk of the audit log is full or failing. The last statement may or may not have run."}
+	}
 	out.Respond(nil, r.report(out.Bytes(128), 'E', "FATAL"))
 }
 

@@ -16,6 +16,7 @@ const (
 	codePending           = "SP001" // still waits for a human; the time to wait inline is over
 	codeExpired           = "SP002" // nobody decided in time: this is not a no
 	codeUnavailable       = "SP003" // nobody could be asked
+	codeNoRecord          = "58030" // io_error: evidence cannot be kept
 	codeProtocolViolation = "08P01"
 	codeConnectionFailure = "08006"
 	codeCannotConnect     = "08001"

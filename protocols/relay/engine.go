@@ -51,7 +51,7 @@ func (e *engine) advance(f *flow, done int) (int, pause) {
 		}
 		r, asked := f.out.Asked()
 		if f.from == protocols.Client && n > 0 && !asked {
-			if err := e.s.Journal.Bytes(protocols.Client, nil, in[:n]); err != nil {
+			if err := e.record(protocols.Client, nil, in[:n]); err != nil {
 				return done, pause{err: err}
 			}
 		}
@@ -62,7 +62,7 @@ func (e *engine) advance(f *flow, done int) (int, pause) {
 			x, err := e.s.Begin(r)
 			f.begun = true
 			if err == nil {
-				err = e.s.Journal.Bytes(protocols.Client, x, in[:n])
+				err = e.record(protocols.Client, x, in[:n])
 			}
 			if err != nil {
 				return done, pause{err: err}
@@ -91,9 +91,16 @@ func (e *engine) advance(f *flow, done int) (int, pause) {
 // keep puts what f.out says to the client into the transcript.
 func (e *engine) keep(f *flow) error {
 	for _, said := range f.out.said {
-		if err := e.s.Journal.Bytes(protocols.Server, said.x, said.p); err != nil {
+		if err := e.record(protocols.Server, said.x, said.p); err != nil {
 			return err
 		}
+	}
+	return nil
+}
+
+func (e *engine) record(from protocols.Side, x *protocols.Exchange, p []byte) error {
+	if err := e.s.Journal.Bytes(from, x, p); err != nil {
+		return fmt.Errorf("%w: transcript: %w", protocols.ErrRecord, err)
 	}
 	return nil
 }

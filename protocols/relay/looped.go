@@ -175,7 +175,7 @@ func (s *looped) flush(f *flow, done int, why pause) bool {
 	if f.mustCommit() {
 		kept, err := s.s.Journal.TryCommit()
 		if err != nil {
-			s.finish(fmt.Errorf("commit evidence: %w", err))
+			s.finish(fmt.Errorf("%w: commit: %w", protocols.ErrRecord, err))
 			return false
 		}
 		if !kept {
@@ -195,7 +195,7 @@ func (s *looped) commitElsewhere(f *flow, done int, why pause) {
 	s.post(func() {
 		s.frozen, f.begun = false, false
 		if err != nil {
-			s.finish(fmt.Errorf("commit evidence: %w", err))
+			s.finish(fmt.Errorf("%w: commit: %w", protocols.ErrRecord, err))
 			return
 		}
 		s.deliver(f, done, why)
@@ -259,7 +259,7 @@ func (s *looped) workElsewhere(side protocols.Side, work func(context.Context)) 
 func (s *looped) pass(f *flow) error {
 	p := f.buf.bytes()
 	p = p[:min(s.passing[f.from], len(p))]
-	if err := s.s.Journal.Bytes(f.from, s.passingX[f.from], p); err != nil {
+	if err := s.record(f.from, s.passingX[f.from], p); err != nil {
 		return err
 	}
 	if err := s.ends[f.from.Peer()].write(p); err != nil {

@@ -158,7 +158,7 @@ func (r *relay) flush(f *flow) error {
 	}
 	if commit {
 		if err := r.s.Journal.Commit(); err != nil {
-			return fmt.Errorf("commit evidence: %w", err)
+			return fmt.Errorf("%w: commit: %w", protocols.ErrRecord, err)
 		}
 		f.begun = false
 	}
@@ -309,7 +309,7 @@ func (r *relay) pass(f *flow, x *protocols.Exchange, n int) error {
 		}
 		p := f.buf.bytes()
 		p = p[:min(n, len(p))]
-		if err := r.s.Journal.Bytes(f.from, x, p); err != nil {
+		if err := r.record(f.from, x, p); err != nil {
 			return err
 		}
 		if _, err := r.conn[to].Write(p); err != nil {
