@@ -117,8 +117,7 @@ func (n *Names) HasColumn(name string) bool {
 }
 
 // An Output says by name which columns an output column's value may come from. There is no catalog here: a name in
-// Columns that is no column of its table is a function called on the whole row (`u.leak`, `c.text`), and a lone name may
-// be an alias, which stands for the whole row; Whole has it then as well.
+// Columns that is no column of its table is a function called on the whole row (`u.leak`), and a lone name may be an alias, which stands for the whole row; Whole has it then as well.
 type Output struct {
 	Star    bool         // a `*` or `t.*`: stands for however many columns; Table is its qualifier or ""
 	Table   string       //

@@ -5,6 +5,7 @@ import (
 	"slices"
 
 	pg "github.com/pganalyze/pg_query_go/v6"
+	"google.golang.org/protobuf/proto"
 )
 
 // outputs notes whether the statement returns rows, and where the values in them may come from, as far as the names at its
@@ -19,16 +20,16 @@ func (w *walk) outputs(n *pg.Node) {
 		}
 	case n.GetInsertStmt() != nil:
 		q := n.GetInsertStmt()
-		w.returningOutputs(q.ReturningList, q.WithClause, q.Relation, nil)
+		w.returningOutputs(q.ReturningList, q.WithClause, q.Relation, nil, q.SelectStmt, q.OnConflictClause)
 	case n.GetUpdateStmt() != nil:
 		q := n.GetUpdateStmt()
-		w.returningOutputs(q.ReturningList, q.WithClause, q.Relation, q.FromClause)
+		w.returningOutputs(q.ReturningList, q.WithClause, q.Relation, q.FromClause, &pg.List{Items: q.TargetList})
 	case n.GetDeleteStmt() != nil:
 		q := n.GetDeleteStmt()
 		w.returningOutputs(q.ReturningList, q.WithClause, q.Relation, q.UsingClause)
 	case n.GetMergeStmt() != nil:
 		q := n.GetMergeStmt()
-		w.returningOutputs(q.ReturningList, q.WithClause, q.Relation, []*pg.Node{q.SourceRelation})
+		w.returningOutputs(q.ReturningList, q.WithClause, q.Relation, []*pg.Node{q.SourceRelation}, &pg.List{Items: q.MergeWhenClauses})
 	case n.GetExplainStmt() != nil:
 		// A plan shows the text's own constants and the planner's numbers.
 		s.returns = yes
@@ -77,16 +78,23 @@ func (w *walk) copyOutputs(q *pg.CopyStmt) {
 	w.st.copy = c
 }
 
-func (w *walk) returningOutputs(list []*pg.Node, with *pg.WithClause, target *pg.RangeVar, from []*pg.Node) {
+// returningOutputs are of a statement that sets columns of its target from what is in set. If that has columns in it, or
+// code, then a column that is returned holds what another one held.
+func (w *walk) returningOutputs(list []*pg.Node, with *pg.WithClause, target *pg.RangeVar, from []*pg.Node, set ...proto.Message) {
 	if len(list) == 0 {
 		return
 	}
 	w.st.returns = yes
 	l := &level{ctes: names(with, nil)}
-	l.add(&pg.Node{Node: &pg.Node_RangeVar{RangeVar: &pg.RangeVar{Schemaname: "-", Relname: target.GetRelname(), Alias: target.GetAlias()}}})
+	l.name(target)
 	for _, f := range from {
 		l.add(f)
 	}
+	var copied Output
+	for _, s := range set {
+		w.collect(s, l, &copied)
+	}
+	l.uncertain = l.uncertain || copied.Unknown || len(copied.Columns)+len(copied.Whole) > 0
 	w.st.Outputs = w.targets(list, l)
 }
 
@@ -141,19 +149,19 @@ func (w *walk) targets(list []*pg.Node, l *level) []Output {
 }
 
 // collect adds to o what an expression refers to.
-func (w *walk) collect(n *pg.Node, l *level, o *Output) {
-	if n == nil {
+func (w *walk) collect(m proto.Message, l *level, o *Output) {
+	v := reflect.ValueOf(m)
+	if v.IsNil() {
 		return
 	}
-	c := &collector{w: w, level: l, out: o}
-	c.visit(plans[reflect.TypeFor[*pg.Node]()], reflect.ValueOf(n))
+	c := &collector{level: l, out: o}
+	c.visit(plans[v.Type()], v)
 	if l.uncertain && len(o.Columns)+len(o.Whole) > 0 {
 		o.Unknown = true
 	}
 }
 
 type collector struct {
-	w     *walk
 	level *level
 	out   *Output
 }
@@ -210,8 +218,7 @@ func (c *collector) column(m *pg.ColumnRef) {
 	if !slices.Contains(c.out.Columns, column) {
 		c.out.Columns = append(c.out.Columns, column)
 	}
-	// `customers` or `public.customers`.
-	if n <= 2 && slices.Contains(c.level.names, column.Name) && !slices.Contains(c.out.Whole, column.Name) {
+	if n == 1 && slices.Contains(c.level.names, column.Name) && !slices.Contains(c.out.Whole, column.Name) {
 		c.out.Whole = append(c.out.Whole, column.Name)
 	}
 }
@@ -246,12 +253,7 @@ func (l *level) add(n *pg.Node) {
 	switch {
 	case n.GetRangeVar() != nil:
 		r := n.GetRangeVar()
-		name := r.Relname
-		if r.Alias != nil {
-			name = r.Alias.Aliasname
-			l.uncertain = l.uncertain || len(r.Alias.Colnames) > 0
-		}
-		l.names = append(l.names, name)
+		l.name(r)
 		if r.Schemaname == "" && slices.Contains(l.ctes, r.Relname) {
 			l.uncertain = true
 		}
@@ -275,6 +277,15 @@ func (l *level) add(n *pg.Node) {
 		}
 		l.uncertain = true
 	}
+}
+
+func (l *level) name(r *pg.RangeVar) {
+	name := r.GetRelname()
+	if a := r.GetAlias(); a != nil {
+		name = a.Aliasname
+		l.uncertain = l.uncertain || len(a.Colnames) > 0
+	}
+	l.names = append(l.names, name)
 }
 
 // names adds those of a WITH clause to those in scope.

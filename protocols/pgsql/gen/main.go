@@ -1,12 +1,14 @@
 // Gen writes ../builtin: the names of the functions and operators that PostgreSQL brings along and that are as harmless
 // as reading, from the catalog of a server that nothing was installed in. It finds the server by PostgreSQL's usual
-// environment (PGHOST, PGPORT, PGUSER, …). Run it by `go generate` in protocols/pgsql.
+// environment (PGHOST, PGPORT, PGUSER, …). Run it by `go generate` in protocols/pgsql; an argument is another folder to
+// write to.
 package main
 
 import (
 	"context"
 	"fmt"
 	"os"
+	"path/filepath"
 	"slices"
 	"strings"
 
@@ -29,13 +31,17 @@ select distinct oprname from pg_operator o join pg_namespace n on n.oid = oprnam
 where nspname = 'pg_catalog' and o.oid < 16384`
 
 func main() {
-	if err := run(context.Background()); err != nil {
+	folder := "builtin"
+	if len(os.Args) > 1 {
+		folder = os.Args[1]
+	}
+	if err := run(context.Background(), folder); err != nil {
 		fmt.Fprintln(os.Stderr, "gen:", err)
 		os.Exit(1)
 	}
 }
 
-func run(ctx context.Context) error {
+func run(ctx context.Context, folder string) error {
 	conn, err := pgx.Connect(ctx, "")
 	if err != nil {
 		return err
@@ -54,7 +60,7 @@ func run(ctx context.Context) error {
 		version := conn.PgConn().ParameterStatus("server_version")
 		major, _, _ := strings.Cut(version, ".")
 		text := "-- PostgreSQL " + major + "; made by gen, do not edit\n" + strings.Join(names, "\n") + "\n"
-		if err := os.WriteFile("builtin/"+file, []byte(text), 0o644); err != nil {
+		if err := os.WriteFile(filepath.Join(folder, file), []byte(text), 0o644); err != nil {
 			return err
 		}
 	}
