@@ -23,7 +23,7 @@ type codec struct {
 
 	turns   turns
 	tx      byte // transaction status that the server last reported: I, T or E
-	running int  // turns of kind Q and E: what they do to the transaction is not known yet
+	running int  // turns that run something: what they do to the transaction is not known yet
 	over    bool // the client was told that this is the end
 	midway  bool // a message is passing to the client: this is no moment for another
 
@@ -229,14 +229,14 @@ func (c *codec) refuse(kind byte, x *protocols.Exchange, r refusal, out *relay.O
 
 // push notes that the server owes an answer.
 func (c *codec) push(t turn) {
-	if t.kind == 'Q' || t.kind == 'E' {
+	if t.runs() {
 		c.running++
 	}
 	c.turns.push(t)
 }
 
 func (c *codec) pop() {
-	if k := c.turns.first().kind; k == 'Q' || k == 'E' {
+	if c.turns.first().runs() {
 		c.running--
 	}
 	c.turns.pop()
@@ -278,8 +278,7 @@ func (c *codec) Farewell(err error, out *relay.Out) {
 	c.over = true
 	r := refusal{code: codeAdminShutdown, message: "sallyport: the session had to end"}
 	if errors.Is(err, protocols.ErrRecord) {
-		r = refusal{code: codeNoRecord, message: "sallyport: what is asked cannot be recorded just now, so nothing more is forwarded",
-			hint: "Tell an operator: the disk of the audit log is full or failing. The last statement may or may not have run."}
+		r = notRecorded
 	}
 	out.Respond(nil, r.report(out.Bytes(128), 'E', "FATAL"))
 }

@@ -116,3 +116,10 @@ func (c *codec) broken(from protocols.Side, out *relay.Out, err error) error {
 	}
 	return c.complain(out, refusal{code: codeProtocolViolation, message: "sallyport: the target broke the protocol, and the session cannot go on"}, err)
 }
+
+// notRecorded is what a client is told when evidence cannot be kept.
+var notRecorded = refusal{
+	code:    codeNoRecord,
+	message: "sallyport: what is asked cannot be recorded just now, so nothing more is forwarded",
+	hint:    "Tell an operator: the disk of the audit log is full or failing. The last statement may or may not have run.",
+}

@@ -262,7 +262,7 @@ func welcome(s *protocols.Session, c *codec, srv *server, first hello, key cance
 	b = append(b, key.secret[:]...)
 	b = readyForQuery(b, srv.tx)
 	if err := s.Journal.Bytes(protocols.Server, nil, b); err != nil {
-		return err
+		return errors.Join(fmt.Errorf("%w: transcript: %w", protocols.ErrRecord, err), sayFatal(s.Client, notRecorded))
 	}
 	if _, err := s.Client.Write(b); err != nil {
 		return fmt.Errorf("welcome client: %w", err)
