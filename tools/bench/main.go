@@ -9,7 +9,10 @@ import (
 	"errors"
 	"flag"
 	"fmt"
+	"io"
 	"log"
+	"net"
+	"net/http"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -28,9 +31,10 @@ func main() {
 	rounds := flag.Int("rounds", 5, "how often each way is measured")
 	seconds := flag.Int("seconds", 3, "how long one measurement takes")
 	mode := flag.String("mode", "simple", "pgbench's query `mode`: simple, extended or prepared")
+	profile := flag.String("profile", "", "write a CPU profile of the daemon under load to this `file`")
 	only := flag.String("only", "", "measure only the cases whose name contains this")
 	flag.Parse()
-	if err := run(*sallyport, *rounds, *seconds, *mode, *only); err != nil {
+	if err := run(*sallyport, *rounds, *seconds, *mode, *only, *profile); err != nil {
 		log.Fatal(err)
 	}
 }
@@ -51,7 +55,7 @@ type bench struct {
 	per  float64  // units in one transaction
 }
 
-func run(sallyport string, rounds, seconds int, mode, only string) (err error) {
+func run(sallyport string, rounds, seconds int, mode, only, profile string) (err error) {
 	if os.Getuid() != 0 {
 		return errors.New("run as root: it loads eBPF programs")
 	}
@@ -111,7 +115,15 @@ func run(sallyport string, rounds, seconds int, mode, only string) (err error) {
 		got := make(map[string][]float64)
 		for range rounds {
 			for _, w := range ways {
+				var profiled chan error
+				if profile != "" && w.wrap != nil {
+					profiled = make(chan error, 1)
+					go func() { profiled <- takeProfile(filepath.Join(dir, "run", "control.sock"), seconds, profile) }()
+				}
 				v, err := measure(w, b, server.Password)
+				if profiled != nil {
+					err = errors.Join(err, <-profiled)
+				}
 				if err != nil {
 					return err
 				}
@@ -122,6 +134,24 @@ func run(sallyport string, rounds, seconds int, mode, only string) (err error) {
 		fmt.Printf("%-36s %14.0f %14.0f %14.0f   %.2f, %.2f  (%s; direct / pgbouncer %.2f)\n", b.name, d, p, s, s/p, s/d, b.unit, d/p)
 	}
 	return nil
+}
+
+// takeProfile asks the daemon for a CPU profile of so many seconds.
+func takeProfile(socket string, seconds int, file string) error {
+	c := http.Client{Transport: &http.Transport{DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
+		var d net.Dialer
+		return d.DialContext(ctx, "unix", socket)
+	}}}
+	r, err := c.Get(fmt.Sprintf("http://sallyport/debug/pprof/profile?seconds=%d", seconds))
+	if err != nil {
+		return err
+	}
+	defer r.Body.Close()
+	b, err := io.ReadAll(r.Body)
+	if err != nil || r.StatusCode != http.StatusOK {
+		return fmt.Errorf("profile: %s: %w: %s", r.Status, err, b)
+	}
+	return os.WriteFile(file, b, 0o644)
 }
 
 func median(v []float64) float64 {
