@@ -23,6 +23,9 @@ type turn struct {
 	portalName    *named[answer]    // of B, and of C on a portal
 }
 
+// runs reports whether the server runs something for it.
+func (t *turn) runs() bool { return (t.kind == 'Q' || t.kind == 'E') && t.refusal == nil }
+
 // An answer is the response to one exchange, which may come in several parts.
 type answer struct {
 	x       *protocols.Exchange
