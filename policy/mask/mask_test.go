@@ -2,6 +2,7 @@ package mask
 
 import (
 	"bytes"
+	"encoding/hex"
 	"encoding/json"
 	"strings"
 	"testing"
@@ -188,6 +189,19 @@ func TestTokensAndHashesAreStableAndKeyed(t *testing.T) {
 	}
 }
 
+func TestAHashTellsNothingOfTheToken(t *testing.T) {
+	e := newEngine(t, Spec{Columns: []string{"t"}, With: "token"}, Spec{Columns: []string{"h"}, With: "hash"})
+	tok, _ := e.Field("t").Hide([]byte("Ann"))
+	sum, _ := e.Field("h").Hide([]byte("Ann"))
+	bits, err := lowerBase32.DecodeString(string(tok[len("tok_"):]))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if hex.EncodeToString(bits[:8]) == string(sum[len("hash_"):]) {
+		t.Errorf("%s and %s begin with the same bits", tok, sum)
+	}
+}
+
 func TestHideDoesNotKeepOrChangeTheValue(t *testing.T) {
 	for _, with := range []string{"redact", "last4", "hash", "token", "null"} {
 		m := newEngine(t, Spec{Columns: []string{"x"}, With: with}).Field("x")
@@ -228,6 +242,7 @@ func TestJSONStaysJSON(t *testing.T) {
 		`{"key":"` + strings.ReplaceAll(pemKey, "\n", `\n`) + `","secret_access_key":"\/` + awsKey40[1:] + `"}`,
 		`{"dsn":"postgres:\/\/ann:hunter2@db\/x","jdbc":"?password=a\u0026b=c"}`,
 		`{"\"q\"":"\"ann b\"@example.com"}`,
+		`{"pipe":"5\" wide","card":4111111111111111,"text":"4111111111111111"}`,
 	} {
 		for _, with := range []string{"redact", "last4", "hash", "token"} {
 			e := newEngine(t, Spec{Detect: []string{"all"}, With: with})
