@@ -298,9 +298,13 @@ func TestCommandsAreRebuiltExactly(t *testing.T) {
 	s.keep(true)
 	name := filepath.Join(s.dir, commandsName)
 	want := read(t, dir, name)
+	key := l.PublicKey()
 	crash(l)
 	write(t, []byte("garbage"), dir, name)
+	write(t, []byte("half made"), dir, name+".new")
+	write(t, []byte("half made"), dir, s.dir, infoName+".new")
 	closeLog(t, open(t, Options{Dir: dir, Durability: Standard}))
+	mustBeWhole(t, dir, key)
 	if got := read(t, dir, name); !bytes.Equal(got, want) {
 		t.Errorf("rebuilt:\n%s\nwritten:\n%s", got, want)
 	}
@@ -407,5 +411,24 @@ func TestAChangedLogIsStillFoundAfterAStart(t *testing.T) {
 	e.expect("", Problem{File: segmentName(1), Kind: KindChanged})
 	if !slices.ContainsFunc(events(t, e.dir), func(r record) bool { return r.Event == EventRecovered }) {
 		t.Error("the start did not write down what it saw")
+	}
+}
+
+func TestACheckpointTornAtAnyByteIsCut(t *testing.T) {
+	e := makeEvidence(t)
+	whole := read(t, e.dir, checkpointName)
+	last := bytes.LastIndex(whole[:len(whole)-2], []byte("\n\n")) // between text and signature
+	last = bytes.LastIndex(whole[:last], []byte("\n\n")) + 2
+	for n := last; n <= len(whole); n += 5 {
+		torn := t.TempDir()
+		if err := os.CopyFS(torn, os.DirFS(e.dir)); err != nil {
+			t.Fatal(err)
+		}
+		write(t, whole[:n], torn, checkpointName)
+		closeLog(t, open(t, Options{Dir: torn, Durability: Standard}))
+		mustBeWhole(t, torn, e.key)
+		if !bytes.HasPrefix(read(t, torn, checkpointName), whole[:last]) {
+			t.Fatalf("cut to %d: checkpoints before it changed", n)
+		}
 	}
 }

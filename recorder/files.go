@@ -174,15 +174,17 @@ func (l *Log) seal(id, dir string, info *SessionInfo, f *sessionFiles) error {
 	if len(info.Problems) > 0 && info.State != StateRecovered {
 		info.State = StateDamaged
 	}
+	path := filepath.Join(l.dir, dir)
 	for _, g := range []struct {
 		name string
 		*growing
 	}{{commandsName, &f.commands}, {transcriptName, &f.transcript}} {
 		if g.size > 0 {
 			info.Files = append(info.Files, g.sealed(g.name))
+		} else {
+			os.Remove(filepath.Join(path, g.name)) // made, but a full disk took no byte of it
 		}
 	}
-	path := filepath.Join(l.dir, dir)
 	var err error
 	if l.strict {
 		for _, file := range info.Files {

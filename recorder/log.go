@@ -49,6 +49,7 @@ type journal struct {
 	syncing  bool      // somebody is in fdatasync(2)
 	failed   error     // why nothing can be written now
 	unsure   bool      // failed in fdatasync: what of safe to written is on disk is not known
+	final    bool      // failed for good
 	closed   bool
 	timer    *time.Timer // flushes what nobody commits
 	armed    bool
@@ -356,7 +357,7 @@ func (j *journal) sync() {
 func (j *journal) resume() bool {
 	j.mu.Lock()
 	defer j.mu.Unlock()
-	if j.failed == nil || j.writing || j.syncing || j.closed {
+	if j.failed == nil || j.final || j.writing || j.syncing || j.closed {
 		return false
 	}
 	fields := struct {
@@ -417,13 +418,11 @@ func (j *journal) followed(n int64) {
 	j.wrote.Broadcast()
 }
 
-// fail stops the log for a reason other than a write.
+// fail stops the log until the next start: what was written cannot be read back, so nothing vouches for it.
 func (j *journal) fail(err error) {
 	j.mu.Lock()
 	defer j.mu.Unlock()
-	if j.failed == nil {
-		j.failed = err
-	}
+	j.failed, j.final = err, true
 	j.wrote.Broadcast()
 	j.synced.Broadcast()
 }

@@ -1,6 +1,25 @@
 // Package recorder keeps the evidence of a node: an append-only audit log that a stranger with a public key can check, and
 // a directory for every session with what was asked, decided and said. It decides nothing, speaks no protocol, and never
 // drops an event to keep up: where something cannot be kept, it says so and the caller forwards nothing.
+//
+// A log's directory holds
+//
+//	audit-00000001.jsonl  the events, one a line; see Events. The next file begins at 64 MiB
+//	checkpoints           signed notes, each of how many lines there were and their Merkle root
+//	key, key.pub          the key that signs them, and its public half for Verify
+//	tree                  the hashes between lines and root, for proofs; made again if lost
+//	reserve               space for closing records when the disk is full
+//	sessions/2026/11/24/<id>/
+//	    session.json      who, where, when, and how it ended
+//	    commands.jsonl    what was asked, one request a line, with its decision and outcome
+//	    transcript        what both sides said, timed and compressed; see Frame
+//
+// A session's last event in the log holds the SHA-256 of its files. So the log vouches for the sessions, its root for the
+// log, the checkpoint's signature for the root, and whoever keeps a checkpoint elsewhere for what no key can: that the
+// log was not replaced as a whole. What came after the last checkpoint, ten seconds at most, is not vouched for yet; nor
+// does a signature help against who holds the key, that is, root on the node, for what is signed from then on.
+//
+// Locks are taken in this order: sessionFiles.mu, Session.mu, journal.mu, then keeper.mu or disk.mu.
 package recorder
 
 import (

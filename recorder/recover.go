@@ -252,6 +252,7 @@ func (l *Log) recoverFiles(s *salvage, dir string) (cut int64) {
 	} else {
 		problem(os.Remove(commands))
 	}
+	problem(os.Remove(commands + ".new"))
 	problem(os.Remove(filepath.Join(dir, infoName+".new")))
 	if err := os.MkdirAll(dir, 0o700); err != nil {
 		problem(err)

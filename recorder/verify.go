@@ -108,8 +108,7 @@ type check struct {
 	roots   []signedRoot // to be met, by size
 	tree    tree
 	good    position // the last place where a root was met
-	goodSeq int64
-	broken  bool // a root was not met, so that none will be any more
+	broken  bool     // a root was not met, so that none will be any more
 	next    int64
 	gaps    map[int64]int // missing seq to its problem
 	last    string        // kind of the last event
@@ -254,20 +253,22 @@ func (c *check) readSegment(lines *lineReader, at *position, last bool) error {
 
 // line checks one line by itself, and the session that it seals.
 func (c *check) line(line []byte, at position) {
-	where := Problem{File: segmentName(at.segment), Offset: at.offset, Line: at.lines + 1}
 	h, ok := parseHead(line)
 	if !ok || len(line) < 2 || line[len(line)-2] != '}' {
-		where.Kind, where.Text = KindChanged, "the line is not one of a log"
-		c.problem(where)
+		c.problem(Problem{File: segmentName(at.segment), Offset: at.offset, Line: at.lines + 1, Kind: KindChanged, Text: "the line is not one of a log"})
 		c.next++
 		return
 	}
-	c.sequence(h.seq, where)
+	if h.seq != c.next {
+		c.sequence(h.seq, Problem{File: segmentName(at.segment), Offset: at.offset, Line: at.lines + 1})
+	}
+	c.next = max(c.next, h.seq+1)
 	c.last = h.kind
-	id := string(h.session)
-	if h.session == nil || c.id != "" && c.id != id {
+	if h.kind != EventSessionOpened && h.kind != EventSessionSealed || c.id != "" && c.id != string(h.session) {
 		return
 	}
+	id := string(h.session)
+	where := Problem{File: segmentName(at.segment), Offset: at.offset, Line: at.lines + 1}
 	switch h.kind {
 	case EventSessionOpened:
 		if c.seen[id] {
@@ -297,11 +298,9 @@ func (c *check) line(line []byte, at position) {
 	}
 }
 
-// sequence checks that every number comes once and in turn.
+// sequence tells what is wrong with a number that is not the next.
 func (c *check) sequence(seq int64, where Problem) {
-	switch {
-	case seq == c.next:
-	case seq > c.next:
+	if seq > c.next {
 		where.Kind, where.Text = KindMissing, fmt.Sprintf("lines %d to %d are missing", c.next, seq-1)
 		if seq == c.next+1 {
 			where.Text = fmt.Sprintf("line %d is missing", c.next)
@@ -310,15 +309,14 @@ func (c *check) sequence(seq int64, where Problem) {
 		for n := c.next; n < seq && len(c.gaps) < maxProblems; n++ {
 			c.gaps[n] = p
 		}
-	default:
-		where.Kind, where.Text = KindOrder, fmt.Sprintf("line %d comes after line %d", seq, c.next-1)
-		if p, ok := c.gaps[seq]; ok && c.report.Problems[p].Kind == KindMissing {
-			c.report.Problems[p].Kind, c.report.Problems[p].Text = where.Kind, where.Text
-		} else {
-			c.problem(where)
-		}
+		return
 	}
-	c.next = max(c.next, seq+1)
+	where.Kind, where.Text = KindOrder, fmt.Sprintf("line %d comes after line %d", seq, c.next-1)
+	if p, ok := c.gaps[seq]; ok && c.report.Problems[p].Kind == KindMissing {
+		c.report.Problems[p].Kind, c.report.Problems[p].Text = where.Kind, where.Text
+	} else {
+		c.problem(where)
+	}
 }
 
 // meet compares the root with those that were signed at this size.
