@@ -6,6 +6,8 @@ package protocols
 import (
 	"context"
 	"crypto/tls"
+	"fmt"
+	"io"
 	"iter"
 	"net"
 	"reflect"
@@ -301,8 +303,10 @@ type Login struct {
 type Secret string
 
 func (Secret) String() string               { return "[secret]" }
-func (Secret) GoString() string             { return "[secret]" }
 func (Secret) MarshalText() ([]byte, error) { return []byte("[secret]"), nil }
+
+// Format prints the same whatever the verb.
+func (Secret) Format(f fmt.State, _ rune) { io.WriteString(f, "[secret]") }
 
 // Reveal returns the secret itself.
 func (s Secret) Reveal() string { return string(s) }

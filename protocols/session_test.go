@@ -2,7 +2,10 @@ package protocols
 
 import (
 	"context"
+	"encoding/hex"
 	"errors"
+	"fmt"
+	"strings"
 	"testing"
 )
 
@@ -85,7 +88,11 @@ func TestAHoldThatCannotBeFiledDeniesAndSaysWhy(t *testing.T) {
 
 func TestSecretsDoNotPrintThemselves(t *testing.T) {
 	s := Secret("hunter2")
-	if b, _ := s.MarshalText(); s.String() == "hunter2" || s.GoString() == "hunter2" || string(b) == "hunter2" || s.Reveal() != "hunter2" {
-		t.Error("a secret shows itself, or cannot be revealed")
+	b, _ := s.MarshalText()
+	for _, verb := range []string{"%v", "%+v", "%#v", "%s", "%q", "%x", "%d", "%t", "%c"} {
+		b = fmt.Appendf(b, verb, s)
+	}
+	if strings.Contains(string(b), "hunter2") || strings.Contains(string(b), hex.EncodeToString([]byte("hunter2"))) || s.Reveal() != "hunter2" {
+		t.Errorf("a secret shows itself, or cannot be revealed: %s", b)
 	}
 }
