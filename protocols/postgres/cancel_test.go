@@ -37,7 +37,7 @@ func heldFor(h *humans) func(*door) {
 	return func(d *door) {
 		allow := d.decide
 		d.decide = func(r *protocols.Request) protocols.Decision {
-			if r.Kind != "parse" && strings.Contains(r.Text, h.word) {
+			if strings.Contains(r.Text, h.word) {
 				return protocols.Decision{Verdict: protocols.Hold, Rule: "held", Ticket: h}
 			}
 			return allow(r)

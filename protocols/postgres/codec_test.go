@@ -388,3 +388,124 @@ func TestTheClientMaySayGoodbye(t *testing.T) {
 		t.Fatal(n, err, out.Ended())
 	}
 }
+
+// finder is a mask that looks for something everywhere and finds nothing.
+type finder struct{}
+
+func (finder) Field(...string) protocols.FieldMask           { return nil }
+func (finder) Scan(_ string, p []byte) (clean []byte, n int) { return p, 0 }
+func (finder) Fields() bool                                  { return false }
+func (finder) Detects() bool                                 { return true }
+
+func TestAPortalIsDescribedToUsWhereRowsMustBeLookedAt(t *testing.T) {
+	masked := suite
+	masked.Mask = finder{}
+	masked.Run(t, `
+		> P s "select a" | S
+		? "select a"
+		= allow
+		>> P s "select a" | S
+		< 1 | Z I
+		<< 1 | Z I
+		> B p s | E p 1 | S
+		? "select a"
+		= allow
+		>> B p s | D P p | E p 1 | S
+		# the client did not ask for the description, and does not get it
+		< 2 | T a | D 1 | s | Z T
+		<< 2 | D 1 | s | Z T
+		# by now it may be another cursor of that name
+		> E p 1 | E p 1 | S
+		>> D P p | E p 1 | E p 1 | S
+		< T a | D 2 | s | D 3 | C "SELECT 1" | Z T
+		<< D 2 | s | D 3 | C "SELECT 1" | Z T
+		# a client that asks itself is enough
+		> B - s | D P - | E - 0 | S
+		? "select a"
+		= allow
+		>> B - s | D P - | E - 0 | S
+		< 2 | T a | D 1 | C "SELECT 1" | Z I
+		<< 2 | T a | D 1 | C "SELECT 1" | Z I
+		# an error of our Describe is the statement's
+		> B - s | E - 0 | S
+		? "select a"
+		= allow
+		>> B - s | D P - | E - 0 | S
+		< 2 | E ERROR 0A000 "cached plan must not change result type" | Z I
+		<< 2 | E ERROR 0A000 "cached plan must not change result type" | Z I
+	`)
+}
+
+func TestANameThatSQLGaveAnotherMeaningIsNotBound(t *testing.T) {
+	const gone = `E ERROR 26000 "prepared statement \"a\" does not exist" "" "One that was made by PREPARE can be run by EXECUTE only."`
+	suite.Run(t, `
+		> P a "select 1" | S
+		? "select 1"
+		= allow
+		>> P a "select 1" | S
+		< 1 | Z I
+		<< 1 | Z I
+		> Q "deallocate a; prepare a as delete from t"
+		? "deallocate a; prepare a as delete from t"
+		= allow
+		>> Q "deallocate a; prepare a as delete from t"
+		< C "DEALLOCATE" | C "PREPARE" | Z I
+		<< C "DEALLOCATE" | C "PREPARE" | Z I
+		> B - a | E - 0 | S
+		<< `+gone+` | Z I
+		> Q "deallocate all"
+		? "deallocate all"
+		= allow
+		>> Q "deallocate all"
+		< C "DEALLOCATE ALL" | Z I
+		<< C "DEALLOCATE ALL" | Z I
+		> P a "select 2" | B - a | S
+		? "select 2"
+		= allow
+		>> P a "select 2"
+		? "select 2"
+		= allow
+		>> B - a | S
+		< 1 | 2 | Z I
+		<< 1 | 2 | Z I
+	`)
+}
+
+func TestACursorOfSQLIsNotExecutedAsAPortal(t *testing.T) {
+	suite.Run(t, `
+		> Q "declare c cursor for select 1"
+		? "declare c cursor for select 1"
+		= allow
+		>> Q "declare c cursor for select 1"
+		< C "DECLARE CURSOR" | Z T
+		<< C "DECLARE CURSOR" | Z T
+		# it may be described, as psycopg does
+		> D P c | S
+		>> D P c | S
+		< T a | Z T
+		<< T a | Z T
+		> E c 0 | S
+		>> nonsense-parse | S
+		< E ERROR 42601 "syntax error" | Z E
+		<< E ERROR 34000 "portal \"c\" does not exist" "" "A cursor that was made by DECLARE can be read by FETCH only." | Z E
+	`)
+}
+
+func TestARewrittenStatementRunsOnlyAsItWasPrepared(t *testing.T) {
+	suite.Run(t, `
+		> P a "delete from t" | B - a | E - 0 | S
+		? "delete from t"
+		= rewrite delete from t where false
+		>> P a "delete from t where false"
+		? "delete from t"
+		= rewrite delete from t where false
+		>> B - a | E - 0 | S
+		< 1 | 2 | C "DELETE 0" | Z I
+		<< 1 | 2 | C "DELETE 0" | Z I
+		# the policy changed meanwhile
+		> B - a | S
+		? "delete from t"
+		= allow
+		<< E ERROR 26000 "sallyport: the statement was prepared as another text than may run now" "" "Prepare it again." | Z I
+	`)
+}

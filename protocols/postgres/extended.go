@@ -21,7 +21,7 @@ func (c *codec) parse(body []byte, out *relay.Out) error {
 	text := string(m.text)
 	a := c.cache.Analyze(&c.sql, text)
 	c.asking = asking{kind: 'P', a: a, statement: &statement{text: text, sent: text, a: a, oids: append([]byte(nil), m.oids...)}}
-	out.Ask(c.request("parse", text, a))
+	out.Ask(c.request(parseKind, text, a))
 	return nil
 }
 
@@ -54,6 +54,21 @@ func (c *codec) resolveParse(x *protocols.Exchange, ask asking, held []byte, out
 	})
 	return nil
 }
+
+// parseGate answers for a session's gate that Parse needs no human: nothing runs before Bind, which is asked about anew, with
+// the values. Otherwise each prepared statement would have to be approved twice.
+type parseGate struct{ protocols.Gate }
+
+func (g parseGate) Decide(s *protocols.Session, r *protocols.Request) protocols.Decision {
+	d := g.Gate.Decide(s, r)
+	if r.Kind == parseKind && d.Verdict == protocols.Hold {
+		d.Verdict, d.Ticket = protocols.Allow, nil
+		d.Reason = "Nothing runs yet: a human is asked when it is to run."
+	}
+	return d
+}
+
+const parseKind = "parse"
 
 // bind asks about a Bind message: the statement with its values, as it is going to be executed. What it means is read anew,
 // since it may depend on what ran since it was parsed.
@@ -217,7 +232,7 @@ func (c *codec) took(a *pgsql.Analysis) {
 		switch st := &a.Statements[i]; st.Kind {
 		case "prepare":
 			c.statements.made(st.PreparedName())
-		case "declare", "declare_cursor":
+		case "declare_cursor":
 			c.portals.made(st.CursorName())
 		}
 	}

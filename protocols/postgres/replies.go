@@ -46,7 +46,11 @@ func (c *codec) Server(in []byte, out *relay.Out) (int, error) {
 			out.Wait(l.work)
 			return 0, nil
 		}
-		return 0, c.broken(protocols.Server, out, err)
+		var m malformed
+		if errors.As(err, &m) {
+			err = c.broken(protocols.Server, out, err)
+		}
+		return 0, err
 	}
 	return len(msg), nil
 }
