@@ -20,6 +20,9 @@ func BenchmarkHit(b *testing.B) {
 	for name, text := range texts {
 		b.Run(name, func(b *testing.B) {
 			c, s := NewCache(nil), &Session{}
+			for i := range 1000 {
+				c.Analyze(s, fmt.Sprintf("SELECT abalance FROM pgbench_accounts WHERE aid = %d;", i))
+			}
 			p := []byte(text)
 			c.Analyze(s, text)
 			b.ReportAllocs()

@@ -1,10 +1,12 @@
 package pgsql
 
 import (
+	"reflect"
 	"strings"
 	"testing"
 
 	pg "github.com/pganalyze/pg_query_go/v6"
+	"google.golang.org/protobuf/proto"
 
 	"sallyport/protocols"
 )
@@ -153,6 +155,8 @@ var corpus = []struct {
 	{"set names to UTF-8", "SET NAMES 'utf-8'; SET client_encoding = UTF8", read, false},
 	{"set an application's own setting", "SET app.tenant = '7'", admin, false},
 	{"set_config of a role", "SELECT set_config('ROLE', 'postgres', false)", read | admin, false},
+	{"SET by a view", "UPDATE pg_settings SET setting = 'postgres' WHERE name = 'role'", write | admin, false},
+	{"writing to a catalog", "DELETE FROM pg_catalog.pg_proc WHERE oid = 1", write | admin, false},
 	{"set_config of something harmless", "SELECT set_config('statement_timeout', '0', false)", read, false},
 	{"set_config of who knows what", "SELECT set_config('ro' || 'le', 'postgres', false)", read | opaque, false},
 	{"set harmless settings", "SET application_name = 'x'; SET LOCAL statement_timeout = 5; SET TIME ZONE 'UTC'; RESET work_mem; RESET ALL", read, false},
@@ -221,6 +225,9 @@ var corpus = []struct {
 	{"notify by function", "SELECT pg_notify('a', name) FROM customers", read | export, false},
 	{"passwords", "SELECT rolpassword FROM pg_authid", read | export, false},
 	{"passwords by a view", "SELECT * FROM pg_catalog.pg_shadow", read | export, false},
+	{"passwords copied out", "COPY pg_authid TO STDOUT", read | export, false},
+	{"passwords in a view", "CREATE VIEW x AS TABLE pg_authid", read | define | export, false},
+	{"a table like a secret", "CREATE TABLE x (LIKE pg_authid)", define, false},
 	{"statistics", "SELECT most_common_vals FROM pg_stats", read | export, false},
 	{"a CTE named like a secret", "WITH pg_shadow AS (SELECT 1) SELECT * FROM pg_shadow", read, false},
 	{"a secret in the CTE named like it", "WITH pg_shadow AS (SELECT * FROM pg_shadow) SELECT * FROM pg_shadow", read | export, false},
@@ -394,7 +401,7 @@ func TestEveryNodeTypeHasARule(t *testing.T) {
 // Nothing in a message is left out: every field that holds messages is visited.
 func TestEveryFieldOfEveryNodeIsVisited(t *testing.T) {
 	for goType, p := range plans {
-		descriptor := descriptorOf(goType)
+		descriptor := reflect.Zero(goType).Interface().(proto.Message).ProtoReflect().Descriptor()
 		want := 0
 		oneofs := map[string]bool{}
 		for i := range descriptor.Fields().Len() {

@@ -241,6 +241,10 @@ func (w *walk) relation(as use, name ...string) {
 	switch as {
 	case writing:
 		w.writes = append(w.writes, written)
+		// Catalogs rule who may do what, and writing to pg_settings is SET.
+		if strings.HasPrefix(last, "pg_") || len(name) > 1 && (name[0] == "pg_catalog" || name[0] == "information_schema") {
+			w.effects |= admin
+		}
 	case reading:
 		w.reads = append(w.reads, written)
 		if secretCatalogs[last] {
