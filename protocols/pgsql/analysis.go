@@ -13,7 +13,7 @@ import (
 // An Analysis is what a text of SQL does. It is immutable. Equal pointers are equal facts, and a Cache returns the same
 // pointer for the same text as long as it remembers it.
 type Analysis struct {
-	Text       string            // what was analyzed
+	Text       string            // what was analyzed, or a text of the same shape
 	Statements []Statement       // empty only if the text holds no statement or could not be read
 	Effects    protocols.Effects // of all statements together
 	Unbounded  bool              // some statement writes or destroys without saying which rows
@@ -70,7 +70,7 @@ type Statement struct {
 	Writes    []string `cel:"writes"`    // relations that it changes, makes or removes
 	Functions []string `cel:"functions"` // every function that it calls by name
 	Bounded   bool     `cel:"bounded"`   // false if it changes or removes rows without saying which
-	Text      string   `cel:"text"`      // its own part of the text
+	Text      string   `cel:"-"`         // its own part of Analysis.Text; rules look at request.text
 
 	// Outputs has one element for each output column, or one for each star. It is nil if nothing is returned or if
 	// nothing is known of what is.

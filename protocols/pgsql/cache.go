@@ -4,6 +4,7 @@ import (
 	"slices"
 	"sync"
 	"sync/atomic"
+	"unsafe"
 )
 
 const (
@@ -15,7 +16,7 @@ const (
 	bytesPerByte = 8        // of an analysis, per byte of its text
 )
 
-// A Cache remembers what texts do, by their exact bytes. It is safe for concurrent use.
+// A Cache remembers what texts do, by their exact bytes, or by their shape if they have one. It is safe for concurrent use.
 type Cache struct {
 	trusted map[string]bool
 
@@ -27,6 +28,7 @@ type Cache struct {
 }
 
 type entry struct {
+	key  string // text or shape
 	a    *Analysis
 	used atomic.Bool // since the clock's hand passed
 
@@ -52,29 +54,30 @@ func NewCache(trusted []string) *Cache {
 }
 
 // Analyze returns what text does on a connection in the state of s; nil stands for a new one. It never returns nil. The
-// same text gives the same pointer while the cache remembers it and the names in it stand for the same.
+// same text gives the same pointer while the cache remembers it and the names in it stand for the same; so do texts that
+// differ only in numbers which do not matter, and the texts within the analysis are then those of the first.
 func (c *Cache) Analyze(s *Session, text string) *Analysis {
-	c.mu.RLock()
-	e := c.entries[text]
-	c.mu.RUnlock()
-	if e == nil {
-		if a := s.unreadable(text); a != nil {
-			return a
-		}
-		return c.add(text).analysis(s)
-	}
-	return e.hit().analysis(s)
+	return c.AnalyzeBytes(s, unsafe.Slice(unsafe.StringData(text), len(text)))
 }
 
-// AnalyzeBytes is Analyze without a copy of the text when it is remembered; Analysis.Text then saves the caller one too.
+// AnalyzeBytes is Analyze without a copy of the text when it is remembered. It does not keep the slice.
 func (c *Cache) AnalyzeBytes(s *Session, text []byte) *Analysis {
-	c.mu.RLock()
-	e := c.entries[string(text)]
-	c.mu.RUnlock()
-	if e == nil {
-		return c.Analyze(s, string(text))
+	var room [maxShape]byte
+	key := shapeOf(room[:0], text)
+	if key == nil {
+		key = text
 	}
-	return e.hit().analysis(s)
+	c.mu.RLock()
+	e := c.entries[string(key)]
+	c.mu.RUnlock()
+	if e != nil {
+		return e.hit().analysis(s)
+	}
+	own := string(text)
+	if a := s.unreadable(own); a != nil {
+		return a
+	}
+	return c.add(string(key), own).analysis(s)
 }
 
 // hit notes that an entry was asked for again; what never is goes first.
@@ -109,21 +112,21 @@ func (e *entry) analysis(s *Session) *Analysis {
 }
 
 // add reads a text and keeps what it does, if it is small enough.
-func (c *Cache) add(text string) *entry {
-	e := &entry{a: analyze(text, c.trusted)}
+func (c *Cache) add(key, text string) *entry {
+	e := &entry{key: key, a: analyze(text, c.trusted)}
 	if len(text) > maxKept {
 		return e
 	}
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	if old := c.entries[text]; old != nil {
+	if old := c.entries[key]; old != nil {
 		return old
 	}
 	size := sizeOf(text)
 	for len(c.ring) > 0 && (len(c.ring) >= maxEntries || c.bytes+size > maxBytes) {
 		c.evict()
 	}
-	c.entries[text] = e
+	c.entries[key] = e
 	c.ring = append(c.ring, e)
 	c.bytes += size
 	return e
@@ -141,7 +144,7 @@ func (c *Cache) evict() {
 			c.ring[c.hand] = c.ring[last]
 			c.ring[last] = nil
 			c.ring = c.ring[:last]
-			delete(c.entries, e.a.Text)
+			delete(c.entries, e.key)
 			c.bytes -= sizeOf(e.a.Text)
 			return
 		}
