@@ -92,6 +92,21 @@ func TestRunsOfSignsAreOpaqueAtOnce(t *testing.T) {
 	}
 }
 
+func TestMoreWithQueriesThanAnybodyWritesAreOpaque(t *testing.T) {
+	text := "WITH a AS (SELECT 1)" + strings.Repeat(", a AS (SELECT 1)", maxScope) + " SELECT * FROM a"
+	if a := analyze(text, nil); !a.Opaque() {
+		t.Error(a.Effects)
+	}
+}
+
+// Whole rows are not missed where there are too many aliases to look through.
+func TestAQueryOfVeryManyRelationsDoesNotTell(t *testing.T) {
+	text := "SELECT x FROM a" + strings.Repeat(", a", maxScope) + ", customers x"
+	if o := analyze(text, nil).Statements[0].Outputs; len(o) != 1 || !o[0].Unknown {
+		t.Errorf("%+v", o)
+	}
+}
+
 func TestAProblemQuotesLittleOfTheText(t *testing.T) {
 	if a := analyze("SELECT "+strings.Repeat("é", 100_000)+" '", nil); !a.Opaque() || len(a.Problem) > 300 {
 		t.Errorf("%v, %d bytes", a.Effects, len(a.Problem))

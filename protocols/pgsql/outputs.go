@@ -215,7 +215,8 @@ func (c *collector) column(m *pg.ColumnRef) {
 	if n > 1 {
 		column.Table = m.Fields[n-2].GetString_().GetSval()
 	}
-	if !slices.Contains(c.out.Columns, column) {
+	// Most repetitions are near; what follows bounds the work on a hostile text.
+	if recent := c.out.Columns[max(0, len(c.out.Columns)-32):]; !slices.Contains(recent, column) {
 		c.out.Columns = append(c.out.Columns, column)
 	}
 	if n == 1 && slices.Contains(c.level.names, column.Name) && !slices.Contains(c.out.Whole, column.Name) {
@@ -270,16 +271,26 @@ func (l *level) add(n *pg.Node) {
 	case n.GetRangeTableSample() != nil:
 		l.add(n.GetRangeTableSample().Relation)
 	default:
+		l.uncertain = true
+		if len(l.names) >= maxScope {
+			return
+		}
 		for _, a := range []*pg.Alias{n.GetRangeSubselect().GetAlias(), n.GetRangeFunction().GetAlias(), n.GetRangeTableFunc().GetAlias(), n.GetJsonTable().GetAlias()} {
 			if a != nil {
 				l.names = append(l.names, a.Aliasname)
 			}
 		}
-		l.uncertain = true
 	}
 }
 
+// maxScope bounds how many names one query may look through for each that it uses.
+const maxScope = 1000
+
 func (l *level) name(r *pg.RangeVar) {
+	if len(l.names) >= maxScope {
+		l.uncertain = true
+		return
+	}
 	name := r.GetRelname()
 	if a := r.GetAlias(); a != nil {
 		name = a.Aliasname

@@ -19,6 +19,9 @@ type reference struct {
 	source    bool // what the statement returns is what it refers to returns
 }
 
+// maxReferences bounds how many a text may have: each time it is sent, the session is asked for all of them.
+const maxReferences = 100
+
 func (r reference) what() string {
 	if r.cursor {
 		return "cursor " + r.name
@@ -101,8 +104,10 @@ func (w *walk) within() *walk {
 
 // finish writes down what the walk found in the statement n.
 func (w *walk) finish(n *pg.Node) *Statement {
+	w.aliases = sorted(w.aliases)
 	for _, name := range w.lone {
-		w.star = w.star || slices.Contains(w.aliases, name)
+		_, whole := slices.BinarySearch(w.aliases, name)
+		w.star = w.star || whole
 	}
 	w.summarize()
 	w.outputs(n)
@@ -146,6 +151,9 @@ func analyze(text string, trusted map[string]bool) *Analysis {
 		for _, r := range w.refs {
 			r.statement = i
 			a.refs = append(a.refs, r)
+		}
+		if len(a.refs) > maxReferences {
+			return &Analysis{Text: text, Effects: protocols.Opaque, Problem: "too many EXECUTE and FETCH in one text"}
 		}
 		if a.Problem == "" || w.effects&^a.Effects&protocols.Opaque != 0 {
 			a.Problem = w.problem

@@ -173,6 +173,10 @@ func (w *walk) withClause(n *pg.WithClause) {
 			names = append(names, c.GetCommonTableExpr().GetCtename())
 		}
 	}
+	if cap(names) > maxScope {
+		w.opaque("too many WITH queries")
+		return
+	}
 	for _, c := range n.Ctes {
 		w.ctes = names
 		w.node(c)
@@ -255,7 +259,7 @@ func bounds(n *pg.Node, of *pg.RangeVar) bool {
 				if !bounds(a, of) {
 					return false
 				}
-				for _, other := range b.Args[:min(i, 100)] {
+				for _, other := range b.Args[:min(i, 8)] {
 					if opposite(a, other) {
 						return false
 					}

@@ -9,6 +9,9 @@ import (
 // maxNames bounds how many prepared statements and cursors a Session knows. Past it, it takes every name for unknown.
 const maxNames = 4096
 
+// maxMeanings bounds what one name may stand for at once; past it, nobody knows.
+const maxMeanings = 16
+
 // A Session is what one connection has told its server so far that changes what later texts mean: statements prepared,
 // cursors opened, how the server reads text. The zero Session is a new connection. It is not safe for concurrent use.
 //
@@ -154,6 +157,11 @@ func (s *Session) bind(m *map[string][]binding, name string, b binding) {
 			(*m)[name][i].hold = old.hold || b.hold
 			return
 		}
+	}
+	if len((*m)[name]) == maxMeanings {
+		(*m)[name][0].s = nil
+		(*m)[name][0].serial = b.serial
+		return
 	}
 	if s.names >= maxNames {
 		s.lost = s.serial

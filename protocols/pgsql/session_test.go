@@ -2,6 +2,7 @@ package pgsql
 
 import (
 	"fmt"
+	"strings"
 	"testing"
 
 	"sallyport/protocols"
@@ -151,6 +152,19 @@ func TestANameIsNeverTakenForMilderThanItMayBe(t *testing.T) {
 		c := converse(t)
 		c.run("DECLARE c CURSOR WITH HOLD FOR SELECT 1")
 		c.is("PREPARE p AS SELECT cursor_to_xml('c', 1, true, true, '')", read|opaque)
+	})
+	t.Run("a name with too many meanings is unknown", func(t *testing.T) {
+		c := converse(t)
+		for i := range maxMeanings + 1 {
+			c.fail(fmt.Sprintf("PREPARE p AS SELECT %d", i))
+		}
+		c.is("EXECUTE p", opaque)
+	})
+	t.Run("a text of too many names is opaque", func(t *testing.T) {
+		c := converse(t)
+		c.run("PREPARE p AS SELECT 1")
+		c.is(strings.Repeat("EXECUTE p;", maxReferences), read)
+		c.is(strings.Repeat("EXECUTE p;", maxReferences+1), opaque)
 	})
 	t.Run("names beyond counting are unknown", func(t *testing.T) {
 		c := converse(t)
