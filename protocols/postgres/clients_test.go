@@ -47,6 +47,13 @@ func TestPsqlRunsUnmodified(t *testing.T) {
 	d.noted(`outcome of "COPY forth FROM STDIN;": ok  "COPY 2" rows=2`)
 }
 
+func TestPgDumpRunsUnmodified(t *testing.T) {
+	d := openDoor(t)
+	d.program("create table dumped (n int, s text); insert into dumped select g, 'row ' || g from generate_series(1, 2000) g", "psql", "-X", "-q")
+	defer d.program("drop table dumped", "psql", "-X", "-q")
+	mustContain(t, d.program("", pgBin+"pg_dump", "-t", "dumped"), "COPY public.dumped (n, s) FROM stdin;", "2000\trow 2000", "dump complete")
+}
+
 func TestPgbenchRunsUnmodifiedInEveryMode(t *testing.T) {
 	d := openDoor(t)
 	d.program("", pgBin+"pgbench", "-i", "-q", "-s", "1")

@@ -168,6 +168,27 @@ func TestADenialWithinAPipelineFailsWhatCameBeforeItOnTheServer(t *testing.T) {
 	`)
 }
 
+func TestADenialAfterAFlushFailsTheImplicitTransactionToo(t *testing.T) {
+	suite.Run(t, `
+		> P - "insert into t values (1)" | B - - | E - 0 | H
+		? "insert into t values (1)"
+		= allow
+		>> P - "insert into t values (1)"
+		? "insert into t values (1)"
+		= allow
+		>> B - - | E - 0 | H
+		< 1 | 2 | C "INSERT 0 1"
+		<< 1 | 2 | C "INSERT 0 1"
+		# all is answered, and yet nothing is committed
+		> P - "drop table t" | S
+		? "drop table t"
+		= deny no
+		>> nonsense-parse | S
+		< E ERROR 42601 "syntax error" | Z I
+		<< `+no+` | Z I
+	`)
+}
+
 func TestAfterAnErrorOfTheServerTheRestOfTheSegmentIsNotAsked(t *testing.T) {
 	suite.Run(t, `
 		> P - "select 1/0" | B - - | E - 0 | H
