@@ -86,6 +86,8 @@ type attribute struct {
 	From      []int16 `json:"from"` // of a generated column: the numbers of those that it is computed from
 }
 
+func (r *relation) isView() bool { return r.Kind == "v" || r.Kind == "m" }
+
 // column returns the index of the live column of that number or -1.
 func (r *relation) column(number int16) int {
 	for i := range r.Columns {
@@ -254,7 +256,7 @@ UNION
   ) x
 )
 SELECT pg_catalog.json_build_object('oid', c.oid::bigint, 'schema', n.nspname, 'name', c.relname, 'kind', c.relkind::text,
-  'definition', CASE WHEN c.relkind IN ('v','m') AND c.oid >= 16384 THEN pg_catalog.pg_get_viewdef(c.oid) END,
+  'definition', CASE WHEN c.relkind IN ('v','m') AND c.oid >= 16384 AND NOT $4::boolean THEN pg_catalog.pg_get_viewdef(c.oid) END,
   'columns', (SELECT pg_catalog.json_agg(pg_catalog.json_build_object('number', a.attnum, 'name', a.attname,
       'type', a.atttypid::bigint, 'generated', coalesce(pg_catalog.to_jsonb(a) ->> 'attgenerated', '') <> '',
       'from', CASE WHEN coalesce(pg_catalog.to_jsonb(a) ->> 'attgenerated', '') <> '' THEN (
@@ -279,12 +281,12 @@ SELECT pg_catalog.json_build_object('oid', c.oid::bigint, 'schema', n.nspname, '
     WHERE r.ev_class = c.oid AND r.ev_type = '1' AND d.refobjid <> c.oid) END)
 FROM (SELECT DISTINCT oid FROM f) o JOIN pg_catalog.pg_class c ON c.oid = o.oid
 JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace
-LIMIT $3`
+ORDER BY c.oid LIMIT $3`
 
 // load reads relations into the catalog, and returns them.
 func (c *catalog) load(ctx context.Context, via *dialer, oids []uint32, names []string) ([]*relation, error) {
 	now := c.now() // before reading: a change meanwhile makes all of it stale
-	rows, err := c.side.query(ctx, via, c.database, relationsSQL, oidArray(oids), textArray(names), strconv.Itoa(maxLoad+1))
+	rows, err := c.side.query(ctx, via, c.database, relationsSQL, oidArray(oids), textArray(names), strconv.Itoa(maxLoad+1), strconv.FormatBool(via.bare))
 	if err != nil {
 		return nil, err
 	}
@@ -299,6 +301,9 @@ func (c *catalog) load(ctx context.Context, via *dialer, oids []uint32, names []
 		}
 		r.stamp = now
 		loaded[i] = r
+	}
+	if via.bare {
+		return loaded, nil
 	}
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -446,6 +451,9 @@ func textArray(list []string) string {
 type dialer struct {
 	upstream *protocols.Upstream
 	login    *protocols.Login // what the session logged in with; nil asks for it
+	// bare asks for relations without views' definitions, which the server makes others wait for while the session's
+	// transaction changes them. They are not kept.
+	bare bool
 }
 
 // A sideConn is the connection that a catalog asks its questions over: opened when there is one, closed when idle.

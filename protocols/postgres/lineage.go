@@ -71,7 +71,7 @@ func (c *catalog) judge(ctx context.Context, via *dialer, m protocols.Masker, r 
 			w.columns[i].hidden = w.columns[i].hidden || number == 0 || k >= 0 && w.columns[k].hidden
 		}
 	}
-	if (r.Kind == "v" || r.Kind == "m") && r.OID >= firstUserOID {
+	if r.isView() && r.OID >= firstUserOID {
 		if depth >= maxViews || !c.derive(ctx, via, m, r, w, depth) {
 			sure = false
 			for i := range w.columns {
@@ -163,7 +163,7 @@ type scope struct {
 	touches   *pgsql.Names
 	relations []judged
 	secret    bool  // some column of them is hidden
-	unseen    bool  // a relation is read that the catalog does not have: it was made in a transaction that is still open
+	unseen    bool  // something may be other than the catalog tells: it was made in a transaction that is still open
 	trouble   error // they could not be looked up
 }
 
@@ -174,7 +174,11 @@ type judged struct {
 
 // scope finds what st touches, by name in all schemas: which one a name means depends on settings that are not known here.
 func (v *veil) scope(ctx context.Context, st *pgsql.Statement) *scope {
-	sc := &scope{cat: v.h.cat, ctx: ctx, via: &v.h.via, mask: v.mask, touches: &st.Touches}
+	sc := &scope{cat: v.h.cat, ctx: ctx, via: &v.via, mask: v.mask, touches: &st.Touches}
+	if v.altered {
+		sc.unseen = true
+		return sc
+	}
 	found, err := sc.cat.byName(ctx, sc.via, st.Touches.Relations)
 	if err != nil {
 		sc.trouble = err
@@ -265,7 +269,7 @@ func (sc *scope) mayShow(outputs []*pgsql.Output, i int) bool {
 				}
 			}
 		}
-		if sc.unseen || !known && sc.anything() {
+		if sc.unseen || !known && (sc.mask.Field(c.Name) != nil || sc.anything()) {
 			return false
 		}
 	}

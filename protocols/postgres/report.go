@@ -85,6 +85,31 @@ func withoutZeros(text []byte) []byte {
 	return text
 }
 
+// parameterStatus returns what the client sees of a ParameterStatus. Of the settings that the server reports, only
+// application_name takes any text, and set_config can set it to a value that was read.
+func (v *veil) parameterStatus(frame []byte, out *relay.Out) (shown []byte, hidden int, err error) {
+	name, value, err := readParameter(frame[5:])
+	if err != nil || v == nil || string(name) != "application_name" {
+		return frame, 0, err
+	}
+	withhold := false
+	if v.mask.Fields() {
+		if withhold, err = v.mayQuote(); err != nil {
+			return nil, 0, err
+		}
+	}
+	clean, hidden := v.mask.Scan("", value)
+	if withhold {
+		clean, hidden = []byte(withheld), 1
+	}
+	if hidden == 0 {
+		return frame, 0, nil
+	}
+	shown = append(append(begin(out.Bytes(len(frame)+64), 'S'), name...), 0)
+	shown = append(append(shown, withoutZeros(clean)...), 0)
+	return end(shown, 0), hidden, nil
+}
+
 // mayQuote reports whether the request touches anything hidden, or code that nobody looked into.
 func (v *veil) mayQuote() (bool, error) {
 	if v.quote == notKnown {
@@ -172,7 +197,8 @@ func (r *reportFields) quotesNothing() bool {
 		return false
 	}
 	switch code := r.get('C'); code {
-	case "21000", "22012", "42501", "55P03": // cardinality, division by zero, privilege, lock
+	case "21000", "22012", "42501", "55P03", // cardinality, division by zero, privilege, lock
+		"2BP01", "42701", "42710", "42723", "42P06", "42P07": // others depend on it; it exists already
 		return true
 	default:
 		switch code[:min(len(code), 2)] {

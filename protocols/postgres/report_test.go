@@ -35,6 +35,32 @@ func TestNotificationsAreWithheldWhereFieldsAreHidden(t *testing.T) {
 	}
 }
 
+func TestOnlyTheApplicationsNameIsHiddenOfSettings(t *testing.T) {
+	for name, c := range map[string]struct{ value, fields, detectors string }{
+		"application_name": {"a@b.c", withheld, "[email]"},
+		"TimeZone":         {"UTC", "UTC", "UTC"},
+	} {
+		frame, err := (&pgproto3.ParameterStatus{Name: name, Value: c.value}).Encode(nil)
+		if err != nil {
+			t.Fatal(err)
+		}
+		for mask, want := range map[*testMask]string{everySecret: c.fields, detecting: c.detectors, nil: c.value} {
+			var v *veil
+			if mask != nil {
+				v = &veil{h: &shield{cat: newCatalog("none")}, mask: mask}
+			}
+			shown, _, err := v.parameterStatus(frame, new(relay.Out))
+			if err != nil {
+				t.Fatal(err)
+			}
+			var got pgproto3.ParameterStatus
+			if err := got.Decode(shown[5:]); err != nil || got.Name != name || got.Value != want {
+				t.Errorf("%+v, %v; want %s", got, err, want)
+			}
+		}
+	}
+}
+
 func FuzzReport(f *testing.F) {
 	f.Add([]byte("SERROR\x00VERROR\x00C22P02\x00Mquartz\x00Dquartz\x00nkey\x00ttab\x00\x00"), true)
 	f.Add([]byte("SERROR\x00C42703\x00Mquartz\x00P12\x00\x00"), false)

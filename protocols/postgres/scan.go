@@ -219,8 +219,8 @@ func (d *detector) numeric(v []byte) bool {
 // json scans JSON as text, and again each string that holds escapes, which could hide a find (`\u0040`).
 func (d *detector) json(hint string, v []byte) ([]byte, int) {
 	clean, raw := d.mask.Scan(hint, v)
-	if raw == 0 && bytes.IndexByte(v, '\\') < 0 {
-		return v, 0
+	if escapes := bytes.IndexByte(v, '\\') >= 0; !escapes && (raw == 0 || json.Valid(clean)) {
+		return clean, raw
 	}
 	edited, n := d.jsonTokens(hint, v, raw > 0)
 	switch {

@@ -3,6 +3,7 @@ package postgres
 import (
 	"context"
 	"reflect"
+	"slices"
 
 	"sallyport/protocols"
 	"sallyport/protocols/pgsql"
@@ -15,6 +16,8 @@ type shield struct {
 	via    dialer
 	later  bool
 	latest protocols.Masker // of the latest decision that had one, for what belongs to no exchange
+	// altered says that the open transaction may have changed structure. The catalog sees that only once it is over.
+	altered bool
 }
 
 func newShield(s *protocols.Session, cat *catalog) *shield {
@@ -27,12 +30,23 @@ func (h *shield) loggedIn(l protocols.Login) { h.via.login = &l }
 // begin returns what hides in the response to x, whose text a is of; nil a says that nothing is known of it. It returns
 // nil if nothing is to be hidden.
 func (h *shield) begin(x *protocols.Exchange, a *pgsql.Analysis) *veil {
+	h.altered = h.altered && x.Request.Transaction || alters(a)
 	m := x.Decision.Mask
 	if m == nil || !m.Fields() && !m.Detects() {
 		return nil
 	}
 	h.latest = m
-	return &veil{h: h, mask: m, a: a}
+	v := &veil{h: h, via: h.via, mask: m, a: a, altered: h.altered}
+	v.via.bare = v.altered
+	return v
+}
+
+// alters reports whether a text may change what names and columns are.
+func alters(a *pgsql.Analysis) bool {
+	const structure = protocols.Define | protocols.Destroy | protocols.Opaque
+	return a == nil || a.Effects&structure != 0 || slices.ContainsFunc(a.Statements, func(st pgsql.Statement) bool {
+		return st.Kind == "do" || st.Kind == "call"
+	})
 }
 
 // A lookUp is the error of a step that needs a look-up first: call work, off the step, then repeat the step. It takes a few
@@ -44,9 +58,13 @@ func (*lookUp) Error() string { return "postgres: a look-up is pending" }
 // A veil hides in the response to one exchange. A nil one hides nothing.
 type veil struct {
 	h    *shield
+	via  dialer
 	mask protocols.Masker
 	a    *pgsql.Analysis
 	next int // results that were described
+	// altered says that names may by now mean other things in this transaction than the catalog tells. Then only what a
+	// column of a table is still counts: its OID and number stay.
+	altered bool
 
 	done  planKey // what the work of a lookUp found, and what for
 	cells []cell
@@ -108,7 +126,11 @@ func (v *veil) describe(body []byte) (*rowPlan, error) {
 
 // known returns the cells for key if they were found out before.
 func (v *veil) known(key planKey) ([]cell, bool) {
-	cells, ok := v.h.cat.plan(key, v.mask)
+	var cells []cell
+	ok := false
+	if !v.altered {
+		cells, ok = v.h.cat.plan(key, v.mask)
+	}
 	if !ok && v.cells != nil && v.done == key {
 		cells, ok = v.cells, true
 	}
@@ -121,7 +143,7 @@ func (v *veil) find(key planKey, look func(context.Context, *pgsql.Statement) (c
 	work := func(ctx context.Context) []cell {
 		now := v.h.cat.now()
 		cells, trouble := look(ctx, v.statement(key.i))
-		if trouble == nil {
+		if trouble == nil && !v.altered {
 			v.h.cat.keep(key, &storedPlan{stamp: now, mask: v.mask, cells: cells})
 		}
 		return cells
@@ -176,7 +198,7 @@ func (v *veil) origins(ctx context.Context, cols []column) (map[uint32]*relation
 	if oids == nil {
 		return nil, nil
 	}
-	return v.h.cat.byOID(ctx, &v.h.via, oids)
+	return v.h.cat.byOID(ctx, &v.via, oids)
 }
 
 // fields hides what the policy names, and what may come from it.
@@ -190,11 +212,11 @@ func (v *veil) fields(ctx context.Context, cells []cell, cols []column, relation
 			continue
 		case col.table != 0:
 			r := relations[col.table]
-			if r == nil {
+			if r == nil || v.altered && r.isView() {
 				c.act = hide
 				continue
 			}
-			hidden := v.h.cat.verdicts(ctx, &v.h.via, v.mask, r)
+			hidden := v.h.cat.verdicts(ctx, &v.via, v.mask, r)
 			if col.number == 0 {
 				if hidden.any {
 					c.act = hide
@@ -243,7 +265,7 @@ func (v *veil) forms(ctx context.Context, cells []cell) error {
 	if oids == nil {
 		return nil
 	}
-	found, err := v.h.cat.formsOf(ctx, &v.h.via, oids)
+	found, err := v.h.cat.formsOf(ctx, &v.via, oids)
 	for i := range cells {
 		if f := found[cells[i].typ]; f != nil {
 			cells[i].form = f

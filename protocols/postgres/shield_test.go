@@ -25,6 +25,14 @@ type testMask struct {
 }
 
 func (m *testMask) Field(path ...string) protocols.FieldMask {
+	if len(path) == 1 { // where only that is known
+		for key, f := range m.fields {
+			if strings.HasSuffix(key, "."+path[0]) {
+				return f
+			}
+		}
+		return nil
+	}
 	for _, key := range [...]string{path[len(path)-2] + "." + path[len(path)-1], "*." + path[len(path)-1]} {
 		if f, ok := m.fields[key]; ok {
 			return f
@@ -109,6 +117,7 @@ CREATE VIEW contacts AS SELECT id, name, email AS contact FROM users;
 CREATE VIEW shouted AS SELECT id, upper(contact) AS loud, length(name) AS letters FROM contacts;
 CREATE VIEW everybody AS SELECT id, email AS x FROM users UNION ALL SELECT id, name FROM staff;
 CREATE VIEW whole AS SELECT u.id, row_to_json(u) AS doc FROM users u;
+CREATE VIEW harmless AS SELECT note FROM orders;
 CREATE VIEW counted AS SELECT count(*) AS n FROM users;
 CREATE MATERIALIZED VIEW frozen AS SELECT id, email AS kept FROM users;
 CREATE TABLE people (id int, email text, region text) PARTITION BY LIST (region);
@@ -245,6 +254,10 @@ var leaks = []string{
 	`SELECT email AS harmless FROM users`,
 	`SELECT * FROM users`,
 	`TABLE users`,
+	`SELECT *, upper(email) FROM users`,
+	`SELECT upper(email), u.*, reverse(ssn) FROM users u`,
+	`SELECT a.*, upper(b.email), b.* FROM staff a, users b`,
+	`SELECT s.* FROM (SELECT upper(email) FROM users) s`,
 	`SELECT "u"."email" x FROM public.users AS "u" ORDER BY 1`,
 	`SELECT s.a FROM (SELECT email AS a FROM users) s`,
 	`WITH c AS (SELECT email e FROM users) SELECT e FROM c`,
@@ -379,6 +392,10 @@ var leaks = []string{
 	`BEGIN; CREATE TABLE copied AS SELECT email AS e FROM users; SELECT e FROM copied; ROLLBACK`,
 	`BEGIN; CREATE TABLE copied AS SELECT email AS e FROM users; SELECT upper(e) FROM copied; ROLLBACK`,
 	`BEGIN; CREATE VIEW v AS SELECT email AS e FROM users; SELECT e FROM v; ROLLBACK`,
+	`BEGIN; CREATE OR REPLACE VIEW harmless AS SELECT ssn AS note FROM users; SELECT note FROM harmless; ROLLBACK`,
+	`BEGIN; CREATE OR REPLACE VIEW harmless AS SELECT ssn AS note FROM users; SELECT upper(note) FROM harmless; ROLLBACK`,
+	`BEGIN; ALTER TABLE users RENAME email TO nickname; SELECT upper(nickname), nickname FROM users; ROLLBACK`,
+	`ALTER TABLE users RENAME TO persons; SELECT email, upper(email) FROM persons`,
 	// reports
 	`SELECT email::int FROM users`,
 	`SELECT id FROM users WHERE ssn::date > '2000-01-01'`,
@@ -607,6 +624,7 @@ func TestErrorsOfTheTextItselfKeepTheirWords(t *testing.T) {
 		`SELECT 'x'::int FROM orders`:                `invalid input syntax for type integer: "x"`,
 		`SELECT note::int FROM orders WHERE id = 10`: `invalid input syntax for type integer: "first"`,
 		`DROP TABLE no_such_table`:                   `table "no_such_table" does not exist`,
+		`CREATE TABLE users (a int)`:                 `relation "users" already exists`,
 		`SELECT (SELECT id FROM users) FROM users`:   `more than one row returned by a subquery`,
 	} {
 		_, err := conn.PgConn().Exec(context.Background(), sql).ReadAll()
@@ -636,6 +654,40 @@ func TestStructureChangesAreSeenAtOnce(t *testing.T) {
 		got := table(t, conn, `SELECT note FROM fresh`)
 		if raw := behind.came(); leaked(raw) != "" || (i == 1) != (got == "Alice|Bob") {
 			t.Errorf("after %s: %s", sql, got)
+		}
+	}
+}
+
+func TestStructureChangedInAnOpenTransactionIsNotTrusted(t *testing.T) {
+	ownDatabase(t, "open_changes", schema)
+	d := maskedDoor(t, everySecret)
+	conn, behind := tapped(t, d.addr, "agent", "open_changes")
+	run := func(sql string) {
+		t.Helper()
+		if _, err := conn.PgConn().Exec(context.Background(), sql).ReadAll(); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if got := table(t, conn, `SELECT max(note) FROM harmless`); !strings.HasPrefix(got, "mail") {
+		t.Fatal(got) // known, and with a plan
+	}
+	for _, sql := range []string{`SELECT note FROM harmless`, `SELECT max(note) FROM harmless`} {
+		run(`BEGIN`)
+		run(`CREATE OR REPLACE VIEW harmless AS SELECT ssn AS note FROM users`)
+		behind.came()
+		table(t, conn, sql)
+		if raw := behind.came(); leaked(raw) != "" {
+			t.Errorf("%s: %q", sql, raw)
+		}
+		if got := table(t, conn, `SELECT count(*) FROM harmless`); got != "2" {
+			t.Errorf("counted %s", got)
+		}
+		if got := table(t, conn, `SELECT name FROM users WHERE id = 1`); got != "Alice" {
+			t.Errorf("a column of a table: %s", got)
+		}
+		run(`ROLLBACK`)
+		if got := table(t, conn, `SELECT max(note) FROM harmless`); !strings.HasPrefix(got, "mail") {
+			t.Errorf("after it: %s", got)
 		}
 	}
 }
