@@ -77,7 +77,6 @@ type Target struct {
 	InlineWait time.Duration  `toml:"inline_wait"`
 	PendingFor time.Duration  `toml:"pending_for"`
 	GrantFor   time.Duration  `toml:"grant_for"`
-	Durability string         `toml:"durability"`
 	Options    map[string]any `toml:"options"` // for the protocol
 	Rules      []Rule         `toml:"rule"`
 	Masks      []Mask         `toml:"mask"`
@@ -207,9 +206,6 @@ func Decode(name string, data []byte) (*Config, error) {
 			if !t.Pos.Has(key) {
 				*to.own = *to.general
 			}
-		}
-		if t.Durability == "" {
-			t.Durability = c.Record.Durability
 		}
 	}
 	if err := c.validate(); err != nil {

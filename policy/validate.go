@@ -161,7 +161,6 @@ func (v *validator) target(t *Target) {
 	}
 	v.login(t)
 	v.hold(t.Pos, t.InlineWait, t.PendingFor, t.GrantFor)
-	v.oneOf(t.Pos, "durability", t.Durability, "standard", "strict")
 }
 
 func (v *validator) login(t *Target) {
