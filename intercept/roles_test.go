@@ -25,7 +25,6 @@ var roles = map[string]func(args []string) error{
 	"call":    callAll,
 	"hold":    hold,
 	"oneshot": oneshot,
-	"many":    many,
 	"lookup":  lookup,
 	"joiner":  joiner,
 	"daemon":  beDaemon,
@@ -97,20 +96,6 @@ func oneshot(args []string) error {
 		return err
 	}
 	os.Exit(0)
-	return nil
-}
-
-// many connects so many times, one after the other.
-func many(args []string) error {
-	n, err := strconv.Atoi(args[1])
-	if err != nil {
-		return err
-	}
-	for range n {
-		if _, err := call(netip.MustParseAddrPort(args[0])); err != nil {
-			return err
-		}
-	}
 	return nil
 }
 
