@@ -154,6 +154,8 @@ type Request struct {
 	Unbounded   bool     // it changes or destroys without saying which: everything there may be hit
 	Transaction bool     // it came within an open transaction, so that holding it keeps locks
 	Problem     string   // when Opaque: what could not be understood, for people
+	Context     string   // what else its meaning depends on, such as settings of the session: an approval is bound to it
+	Preliminary bool     // nothing runs by it: what runs is asked about by a later request, so this one needs no human
 	Facts       Facts    // typed facts of the protocol, for rules; nil if there are none
 }
 

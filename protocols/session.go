@@ -19,7 +19,8 @@ var ErrHoldUnresolved = errors.New("protocols: ticket resolved to hold")
 var ErrRecord = errors.New("protocols: not on record")
 
 // A Session is one mediated conversation with one target, and the only road from a protocol to policy and recorder. Who
-// makes one fills the exported fields, and changes none of them once Serve was called.
+// makes one fills the exported fields, and changes none of them once Serve was called. Serve itself may put a connection
+// with TLS in place of Client.
 type Session struct {
 	ID       string // UUIDv7
 	Agent    string // name of the agent
@@ -90,7 +91,12 @@ func (s *Session) Begin(r Request) (*Exchange, error) {
 	if err := s.Journal.Request(x); err != nil {
 		return x, fmt.Errorf("%w: request: %w", ErrRecord, err)
 	}
-	return x, x.decide(s.Gate.Decide(s, &x.Request))
+	d := s.Gate.Decide(s, &x.Request)
+	if d.Verdict == Hold && r.Preliminary {
+		d.Verdict, d.Ticket = Allow, nil
+		d.Reason = "Nothing runs by this yet: a human is asked when it is to run."
+	}
+	return x, x.decide(d)
 }
 
 // Open files a held exchange's ticket and notes its id. After an error, x denies.

@@ -96,3 +96,10 @@ func TestSecretsDoNotPrintThemselves(t *testing.T) {
 		t.Errorf("a secret shows itself, or cannot be revealed: %s", b)
 	}
 }
+
+func TestAPreliminaryRequestNeedsNoHuman(t *testing.T) {
+	s := &Session{Gate: hold{stubborn{}}, Journal: &full{9}}
+	if x, err := s.Begin(Request{Preliminary: true}); err != nil || x.Decision.Verdict != Allow || x.Decision.Ticket != nil {
+		t.Errorf("%v, %+v", err, x.Decision)
+	}
+}

@@ -14,7 +14,7 @@ func commandOf(x *protocols.Exchange, held bool, o protocols.Outcome, took time.
 		Exchange: x.ID, Time: x.Began,
 		Kind: x.Request.Kind, Text: x.Request.Text, Params: x.Request.Params,
 		Effects: x.Request.Effects, Objects: x.Request.Objects,
-		Unbounded: x.Request.Unbounded, Transaction: x.Request.Transaction, Problem: x.Request.Problem,
+		Unbounded: x.Request.Unbounded, Transaction: x.Request.Transaction, Problem: x.Request.Problem, Context: x.Request.Context,
 		Ticket: x.Ticket, Held: held,
 		Outcome: o, Duration: took,
 	}
@@ -39,7 +39,7 @@ func appendCommand(b []byte, c *Command) []byte {
 	b = appendInt(b, "exchange", int64(c.Exchange))
 	r := protocols.Request{
 		Kind: c.Kind, Text: c.Text, Params: c.Params, Effects: c.Effects, Objects: c.Objects,
-		Unbounded: c.Unbounded, Transaction: c.Transaction, Problem: c.Problem,
+		Unbounded: c.Unbounded, Transaction: c.Transaction, Problem: c.Problem, Context: c.Context,
 	}
 	b = appendAsked(b, &r)
 	b = appendOptional(b, "verdict", c.Verdict)
@@ -72,7 +72,7 @@ func (c *Command) UnmarshalJSON(line []byte) error {
 	}
 	*c = Command{
 		Exchange: r.Exchange, Time: r.Time, Kind: q.Kind, Text: q.Text, Params: q.Params, Effects: q.Effects, Objects: q.Objects,
-		Unbounded: q.Unbounded, Transaction: q.Transaction, Problem: q.Problem,
+		Unbounded: q.Unbounded, Transaction: q.Transaction, Problem: q.Problem, Context: q.Context,
 		Verdict: r.Verdict, Rule: either(r.Rule, r.Rule64), Reason: either(r.Reason, r.Reason64),
 		Code: either(r.Denial, r.Denial64), Policy: either(r.Policy, r.Policy64), Ticket: either(r.Ticket, r.Ticket64),
 		Held: r.Held, Rewritten: either(r.Rewritten, r.Rewritten64),
@@ -115,6 +115,8 @@ type asked struct {
 	Transaction bool      `json:"transaction"`
 	Problem     string    `json:"problem"`
 	Problem64   []byte    `json:"problem_base64"`
+	Context     string    `json:"context"`
+	Context64   []byte    `json:"context_base64"`
 }
 
 type decided struct {
@@ -142,7 +144,7 @@ type ended struct {
 
 func (a *asked) request() (protocols.Request, error) {
 	r := protocols.Request{
-		Kind: either(a.Kind, a.Kind64), Text: either(a.Text, a.Text64), Problem: either(a.Problem, a.Problem64),
+		Kind: either(a.Kind, a.Kind64), Text: either(a.Text, a.Text64), Problem: either(a.Problem, a.Problem64), Context: either(a.Context, a.Context64),
 		Unbounded: a.Unbounded, Transaction: a.Transaction,
 	}
 	for _, p := range a.Params {

@@ -77,7 +77,8 @@ func appendAsked(b []byte, r *protocols.Request) []byte {
 	}
 	b = appendTrue(b, "unbounded", r.Unbounded)
 	b = appendTrue(b, "transaction", r.Transaction)
-	return appendOptional(b, "problem", r.Problem)
+	b = appendOptional(b, "problem", r.Problem)
+	return appendOptional(b, "context", r.Context)
 }
 
 func appendDecision(b []byte, x *protocols.Exchange) []byte {

@@ -75,6 +75,7 @@ type Command struct {
 	Unbounded   bool
 	Transaction bool
 	Problem     string
+	Context     string
 	Verdict     string // "deny", "allow" or "rewrite", or "hold" if no human answered before the session ended
 	Rule        string
 	Reason      string

@@ -128,7 +128,7 @@ func (s *salvage) event(r *record, line []byte) {
 		}
 		s.pending = append(s.pending, &Command{
 			Exchange: r.Exchange, Time: r.Time, Kind: q.Kind, Text: q.Text, Params: q.Params, Effects: q.Effects, Objects: q.Objects,
-			Unbounded: q.Unbounded, Transaction: q.Transaction, Problem: q.Problem,
+			Unbounded: q.Unbounded, Transaction: q.Transaction, Problem: q.Problem, Context: q.Context,
 		})
 		s.counts.Requests++
 	case EventDecision:

@@ -6,6 +6,7 @@ import (
 	"os"
 	"os/signal"
 	"syscall"
+	"time"
 
 	"github.com/hashicorp/go-hclog"
 	"github.com/spf13/cobra"
@@ -52,16 +53,44 @@ func runDaemon(ctx context.Context, configPath string) error {
 	go n.router.Run(ctx)
 	go n.desk.Run(ctx)
 	go n.serveNames(ctx)
-	stopControl, err := n.serveControl()
+	served := make(chan error, 1)
+	go func() { served <- n.gate.Serve(ctx, n.handle) }()
+	stopControl, err := n.admit(ctx)
 	if err != nil {
+		cancel()
+		<-served
 		return n.end(err)
 	}
 	defer stopControl()
-	n.audit("daemon.started", map[string]any{"pid": os.Getpid(), "policy": n.engine.Policy().Hash(), "guards_unix": n.gate.GuardsUnix()})
 	log.Info("ready", "proxy", n.gate.Addresses(), "control", config.Daemon.Socket, "targets", len(config.Targets), "agents", len(n.gate.Agents()))
-	err = n.gate.Serve(ctx, func(ctx context.Context, c *intercept.Connection) { n.handle(ctx, c) })
+	err = <-served
 	log.Info("stopped: until a daemon starts again, agents' connections are refused")
 	return n.end(err)
+}
+
+// selfTestTimeout is far more than the test takes on a loaded machine.
+const selfTestTimeout = 15 * time.Second
+
+// admit lets agents in, once it was tried that they cannot get out.
+func (n *node) admit(ctx context.Context) (stopControl func(), err error) {
+	testing, done := context.WithTimeout(ctx, selfTestTimeout)
+	defer done()
+	if err := n.gate.SelfTest(testing); err != nil {
+		return nil, err
+	}
+	for _, a := range n.config.Agents {
+		if err := n.addConfigured(a); err != nil {
+			return nil, err
+		}
+	}
+	for _, w := range intercept.Weaknesses() {
+		n.log.Warn("this kernel leaves something open", "what", w)
+	}
+	if stopControl, err = n.serveControl(); err != nil {
+		return nil, err
+	}
+	n.audit("daemon.started", map[string]any{"pid": os.Getpid(), "policy": n.engine.Policy().Hash(), "guards_unix": n.gate.GuardsUnix(), "weaknesses": intercept.Weaknesses()})
+	return stopControl, nil
 }
 
 func (n *node) serveNames(ctx context.Context) {

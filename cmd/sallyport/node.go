@@ -94,11 +94,6 @@ func openNode(ctx context.Context, configPath string, log hclog.Logger) (n *node
 	if err != nil {
 		return n, err
 	}
-	for _, a := range config.Agents {
-		if err = n.addConfigured(a); err != nil {
-			return n, err
-		}
-	}
 	return n, nil
 }
 

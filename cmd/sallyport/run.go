@@ -65,6 +65,9 @@ func runAgent(ctx context.Context, configPath, name, as string, args []string) (
 	if err != nil {
 		return err
 	}
+	if account.UID == 0 {
+		fmt.Fprintln(os.Stderr, "sallyport: warning: the command runs as root, without capabilities but with root's files; --user is safer")
+	}
 	api := newControl(config.Daemon.Socket)
 	stop, err := ensureDaemon(ctx, api, configPath)
 	if err != nil {

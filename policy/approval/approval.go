@@ -65,6 +65,7 @@ type Ticket struct {
 	Unbounded   bool     `json:"unbounded"`
 	Transaction bool     `json:"transaction,omitempty"`
 	Problem     string   `json:"problem,omitempty"`
+	Context     string   `json:"context,omitempty"` // what else its meaning depends on
 
 	Rule      string   `json:"rule"`
 	Reason    string   `json:"reason,omitempty"`

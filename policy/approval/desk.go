@@ -238,7 +238,7 @@ func (d *Desk) create(ctx context.Context, a *asking) (Ticket, error) {
 
 // ticket returns what a would file.
 func (a *asking) ticket() (Ticket, error) {
-	size := len(a.r.Text)
+	size := len(a.r.Text) + len(a.r.Context)
 	params := make([]Param, len(a.r.Params))
 	for i, p := range a.r.Params {
 		size += len(p.Text) + 16 // what a place in the list takes
@@ -275,7 +275,7 @@ func (a *asking) ticket() (Ticket, error) {
 		Agent: a.s.Agent, Run: a.s.Run, Session: a.s.ID, Process: a.s.Process, Behind: behind,
 		Target: a.s.Target, Protocol: a.s.Protocol, Attributes: a.s.Attributes(),
 		Kind: a.r.Kind, Text: valid(a.r.Text), Params: params, Effects: effects.Names(), Objects: objects,
-		Unbounded: a.r.Unbounded, Transaction: a.r.Transaction, Problem: valid(a.r.Problem),
+		Unbounded: a.r.Unbounded, Transaction: a.r.Transaction, Problem: valid(a.r.Problem), Context: valid(a.r.Context),
 		Rule: a.h.Rule, Reason: a.h.Reason, Policy: a.h.Policy, Approvers: a.h.Approvers, Quorum: a.h.Quorum,
 		Created: now, PendingUntil: now.Add(a.h.PendingFor), GrantFor: a.h.GrantFor,
 	}, nil

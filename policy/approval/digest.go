@@ -15,13 +15,14 @@ import (
 // retry from a new connection finds its ticket; nor the policy, which is compared when a grant is used.
 func digest(s *protocols.Session, r *protocols.Request) string {
 	h := sha256.New()
-	put(h, "sallyport approval digest v1")
+	put(h, "sallyport approval digest v2")
 	put(h, s.Agent)
 	put(h, strconv.FormatUint(uint64(s.Process.UID), 10))
 	put(h, s.Process.RealUser)
 	put(h, s.Target)
 	put(h, s.Attribute("database"))
 	put(h, s.Attribute("user"))
+	put(h, r.Context)
 	put(h, r.Text)
 	count(h, len(r.Params))
 	for _, p := range r.Params {

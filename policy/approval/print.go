@@ -108,6 +108,7 @@ func PrintTicket(w io.Writer, t Ticket, width int, now time.Time) error {
 		p.field("note", "it came within an open transaction")
 	}
 	p.text("problem", t.Problem)
+	p.text("context", t.Context)
 	p.text(t.Kind, t.Text)
 	for i, param := range t.Params {
 		v := param.Text

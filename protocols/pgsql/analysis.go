@@ -29,6 +29,9 @@ func (a *Analysis) Value() any { return a.Statements }
 // Opaque reports whether some of the text could not be understood.
 func (a *Analysis) Opaque() bool { return a.Effects&protocols.Opaque != 0 }
 
+// Refers reports whether it names prepared statements or cursors, so that what it does may change with what they are.
+func (a *Analysis) Refers() bool { return a != nil && len(a.refs) > 0 }
+
 // Results returns, for each statement of the text that answers with rows or with COPY data, in order, the statement whose
 // outputs those are. For EXECUTE and FETCH that is what was prepared or declared. An element is nil where that is not
 // known, and so are all after a statement that may or may not answer with rows (CALL, an EXECUTE of either): count them by

@@ -27,7 +27,8 @@ type codec struct {
 	over    bool // the client was told that this is the end
 	midway  bool // a message is passing to the client: this is no moment for another
 
-	asking asking
+	asking  asking
+	context string // what was said about search_path
 
 	segment  uint64 // counts Syncs, from 1: what the server skips after an error ends with one
 	dirty    bool   // something was forwarded in this segment
@@ -182,6 +183,7 @@ func (c *codec) request(kind, text string, a *pgsql.Analysis) protocols.Request 
 		Unbounded:   a.Unbounded,
 		Transaction: c.holdsLocks(),
 		Problem:     a.Problem,
+		Context:     c.context,
 		Facts:       a,
 	}
 	if r.Effects == 0 && len(a.Statements) == 0 && a.Problem == "" {

@@ -1,6 +1,9 @@
 package postgres
 
 import (
+	"crypto/sha256"
+	"fmt"
+	"slices"
 	"strings"
 
 	"sallyport/protocols"
@@ -21,7 +24,9 @@ func (c *codec) parse(body []byte, out *relay.Out) error {
 	text := string(m.text)
 	a := c.cache.Analyze(&c.sql, text)
 	c.asking = asking{kind: 'P', a: a, statement: &statement{text: text, sent: text, a: a, oids: append([]byte(nil), m.oids...)}}
-	out.Ask(c.request(parseKind, text, a))
+	r := c.request("parse", text, a)
+	r.Preliminary = true // nothing runs before Bind, which is asked about with the values
+	out.Ask(r)
 	return nil
 }
 
@@ -54,21 +59,6 @@ func (c *codec) resolveParse(x *protocols.Exchange, ask asking, held []byte, out
 	})
 	return nil
 }
-
-// parseGate answers for a session's gate that Parse needs no human: nothing runs before Bind, which is asked about anew, with
-// the values. Otherwise each prepared statement would have to be approved twice.
-type parseGate struct{ protocols.Gate }
-
-func (g parseGate) Decide(s *protocols.Session, r *protocols.Request) protocols.Decision {
-	d := g.Gate.Decide(s, r)
-	if r.Kind == parseKind && d.Verdict == protocols.Hold {
-		d.Verdict, d.Ticket = protocols.Allow, nil
-		d.Reason = "Nothing runs yet: a human is asked when it is to run."
-	}
-	return d
-}
-
-const parseKind = "parse"
 
 // bind asks about a Bind message: the statement with its values, as it is going to be executed. What it means is read anew,
 // since it may depend on what ran since it was parsed.
@@ -166,9 +156,13 @@ func (c *codec) execute(msg []byte, out *relay.Out) error {
 		c.push(turn{kind: 'D', own: true, answer: portal})
 		portal.described = c.segment
 	}
+	if portal.a.Refers() && c.cache.Analyze(&c.sql, portal.a.Text) != portal.a {
+		return c.refuse('E', nil, refusal{code: codeNoPortal, message: "sallyport: what portal \"" + string(name) + "\" names has changed since it was bound",
+			hint: "Bind it again."}, out)
+	}
 	if !portal.ran {
 		portal.ran = true
-		c.took(portal.a)
+		c.took(portal)
 	}
 	out.Forward(msg)
 	c.dirty, c.executed = true, true
@@ -223,9 +217,12 @@ func (c *codec) flush(msg []byte, out *relay.Out) error {
 	return nil
 }
 
-// took notes what a text that is on its way to be executed does to names.
-func (c *codec) took(a *pgsql.Analysis) {
-	c.sql.Ran(a)
+// took notes what a text that is on its way to be executed does to names. What it takes away is gone only once the server
+// has said so: see accepted.
+func (c *codec) took(w *answer) {
+	a := w.a
+	w.mark = c.sql.Sent(a)
+	c.noteContext(a)
 	const structure = protocols.Define | protocols.Destroy | protocols.Execute | protocols.Opaque
 	c.altered = c.altered || a.Effects&structure != 0
 	for i := range a.Statements {
@@ -237,3 +234,41 @@ func (c *codec) took(a *pgsql.Analysis) {
 		}
 	}
 }
+
+// accepted notes that the server ran all of a text.
+func (c *codec) accepted(w *answer) {
+	if w.a != nil && w.mark != 0 {
+		c.sql.Accepted(w.a, w.mark)
+		w.mark = 0
+	}
+}
+
+// maxContext bounds what is kept of settings in words: 1 KiB. Beyond, their hash stands for them.
+const maxContext = 1 << 10
+
+// noteContext keeps what was said about search_path, by which the same text means other tables. Settings that were rolled
+// back stay: that makes two requests differ which do not, and never the reverse.
+func (c *codec) noteContext(a *pgsql.Analysis) {
+	settles := false
+	for i := range a.Statements {
+		switch st := &a.Statements[i]; st.Kind {
+		case "set", "reset":
+			settles = settles || mentions(a.Text, "search_path")
+		case "discard_all":
+			settles = true
+		default:
+			settles = settles || slices.Contains(st.Functions, "set_config") || slices.Contains(st.Functions, "pg_catalog.set_config")
+		}
+	}
+	if !settles {
+		return
+	}
+	if c.context != "" {
+		c.context += "; "
+	}
+	if c.context += a.Text; len(c.context) > maxContext {
+		c.context = fmt.Sprintf("settings sha256 %x", sha256.Sum256([]byte(c.context)))
+	}
+}
+
+func mentions(text, name string) bool { return strings.Contains(strings.ToLower(text), name) }

@@ -240,7 +240,6 @@ func enter(ctx context.Context, s *protocols.Session, first hello, cache *pgsql.
 	hide := newShield(s, catalogOf(s.Upstream.Address, w.database))
 	hide.loggedIn(as)
 	hide.later = true
-	s.Gate = parseGate{s.Gate}
 	codec := newCodec(s, cache, hide)
 	codec.tx = srv.tx
 	return srv, codec, nil

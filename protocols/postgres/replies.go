@@ -1,6 +1,7 @@
 package postgres
 
 import (
+	"encoding/binary"
 	"errors"
 	"fmt"
 	"strconv"
@@ -120,8 +121,7 @@ func (c *codec) serverMessage(msg []byte, out *relay.Out) error {
 			return err
 		}
 		c.sql.Parameter(string(name), string(value))
-		out.Respond(nil, msg)
-		return nil
+		return c.parameter(msg, out)
 	}
 	if c.turns.len() == 0 {
 		return lie(kind)
@@ -286,6 +286,7 @@ func (c *codec) result(t *turn, msg []byte, out *relay.Out) error {
 		a.completed(string(tag))
 		if c.veil = a.veil; t.kind == 'E' {
 			ends = true
+			c.accepted(a)
 		}
 		c.dropNames(a, string(tag))
 	case 'I':
@@ -452,6 +453,7 @@ func (c *codec) ready(t *turn, msg []byte, out *relay.Out) error {
 	if failed {
 		return a.finish("failed")
 	}
+	c.accepted(a)
 	return a.finish("ok")
 }
 
@@ -481,10 +483,14 @@ func (c *codec) called(t *turn, msg []byte, out *relay.Out) error {
 	if size != max(len(value), 0) && (size != -1 || len(value) > 0) {
 		return malformed("FunctionCallResponse of a wrong length")
 	}
-	if m := a.x.Decision.Mask; m != nil && m.Detects() && size > 0 {
+	switch m := a.x.Decision.Mask; {
+	case m == nil || size <= 0:
+	case m.Fields(): // it may be one of them
+		msg = end(append(begin(out.Bytes(9), 'V'), 0xff, 0xff, 0xff, 0xff), 0)
+		a.outcome.Masked++
+	case m.Detects():
 		if clean, finds := m.Scan("", value); finds > 0 {
-			b := begin(out.Bytes(len(clean)+9), 'V')
-			b = append(b, byte(len(clean)>>24), byte(len(clean)>>16), byte(len(clean)>>8), byte(len(clean)))
+			b := binary.BigEndian.AppendUint32(begin(out.Bytes(len(clean)+9), 'V'), uint32(len(clean)))
 			msg = end(append(b, clean...), 0)
 			a.outcome.Masked += int64(finds)
 		}
@@ -517,6 +523,25 @@ func (c *codec) report(a *answer, msg []byte, out *relay.Out) error {
 		a.outcome.Bytes += int64(len(shown))
 	}
 	out.Respond(x, shown)
+	return nil
+}
+
+// parameter passes on a setting that the server reports: a statement may have put any value there.
+func (c *codec) parameter(msg []byte, out *relay.Out) error {
+	a, v := c.current(), c.veil
+	if a != nil {
+		v = a.veil
+	}
+	shown, hidden, err := v.parameterStatus(msg, out)
+	if err != nil {
+		return err
+	}
+	if a == nil {
+		out.Respond(nil, shown)
+		return nil
+	}
+	a.outcome.Masked += int64(hidden)
+	c.respond(a, shown, out)
 	return nil
 }
 

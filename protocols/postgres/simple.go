@@ -34,9 +34,10 @@ func (c *codec) resolveQuery(x *protocols.Exchange, ask asking, held []byte, out
 		b := append(begin(out.Bytes(len(text)+6), 'Q'), text...)
 		held = end(append(b, 0), 0)
 	}
-	c.took(a)
+	w := &answer{x: x, a: a, veil: c.shield.begin(x, a), ran: true}
+	c.took(w)
 	out.Forward(held)
-	c.push(turn{kind: 'Q', answer: &answer{x: x, a: a, veil: c.shield.begin(x, a), ran: true}})
+	c.push(turn{kind: 'Q', answer: w})
 	c.dirty, c.executed = false, false // it commits what came before it without a Sync
 	return nil
 }

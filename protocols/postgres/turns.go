@@ -38,6 +38,7 @@ type answer struct {
 	described uint64 // segment, from 1, in which the portal was last described to us
 	out       bool   // in the middle of COPY OUT
 	ran       bool   // some of it was forwarded for execution
+	mark      uint64 // of its being sent; 0 once the server accepted it
 	done      bool   // its outcome is on record
 	counted   int64  // rows since the last CommandComplete
 	outcome   protocols.Outcome
