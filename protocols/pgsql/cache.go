@@ -80,6 +80,29 @@ func (c *Cache) AnalyzeBytes(s *Session, text []byte) *Analysis {
 	return c.add(string(key), own).analysis(s)
 }
 
+// A Reading is a text that was read without a session: what takes long was done.
+type Reading struct{ e *entry }
+
+// Read reads a text. It takes long for a long one, in the worst case seconds for a megabyte, so that whoever serves many
+// connections should do it aside.
+func (c *Cache) Read(text string) *Reading {
+	c.mu.RLock()
+	e := c.entries[text]
+	c.mu.RUnlock()
+	if e == nil {
+		e = c.add(text, text)
+	}
+	return &Reading{e.hit()}
+}
+
+// Analysis is what Cache.Analyze would return for the text.
+func (r *Reading) Analysis(s *Session) *Analysis {
+	if a := s.unreadable(r.e.a.Text); a != nil {
+		return a
+	}
+	return r.e.analysis(s)
+}
+
 // hit notes that an entry was asked for again; what never is goes first.
 func (e *entry) hit() *entry {
 	if !e.used.Load() {

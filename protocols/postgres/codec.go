@@ -28,7 +28,8 @@ type codec struct {
 	midway  bool // a message is passing to the client: this is no moment for another
 
 	asking  asking
-	context string // what was said about search_path
+	reading *pgsql.Reading // of a long text, which is being read aside
+	context string         // what was said about search_path
 
 	segment  uint64 // counts Syncs, from 1: what the server skips after an error ends with one
 	dirty    bool   // something was forwarded in this segment
@@ -93,6 +94,9 @@ func (c *codec) Client(in []byte, out *relay.Out) (int, error) {
 			errors.New("postgres: too many outstanding messages"))
 	}
 	if err := c.clientMessage(in[:size:size], out); err != nil {
+		if err == errLater {
+			return 0, nil
+		}
 		var m malformed
 		if errors.As(err, &m) {
 			return 0, c.broken(protocols.Client, out, err)

@@ -1,6 +1,8 @@
 package postgres
 
 import (
+	"strconv"
+	"strings"
 	"testing"
 
 	"sallyport/protocols"
@@ -51,6 +53,20 @@ func TestADenialKeepsTheConnection(t *testing.T) {
 		>> Q "select 1"
 		< T a | D 1 | C "SELECT 1" | Z I
 		<< T a | D 1 | C "SELECT 1" | Z I
+	`)
+}
+
+// A long text is read aside, so that the sessions of the same loop need not wait for it.
+func TestALongTextIsJudgedLikeAShortOne(t *testing.T) {
+	long := strconv.Quote("select '" + strings.Repeat("x", longText) + "'")
+	suite.Run(t, `
+		> Q `+long+` | P - `+long+` | S
+		? `+long+`
+		= deny no
+		<< `+no+` | Z I
+		? `+long+`
+		= deny no
+		<< `+no+` | Z I
 	`)
 }
 

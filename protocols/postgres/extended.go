@@ -22,7 +22,10 @@ func (c *codec) parse(body []byte, out *relay.Out) error {
 			hint: "Close or DEALLOCATE those that are not needed any more."}, out)
 	}
 	text := string(m.text)
-	a := c.cache.Analyze(&c.sql, text)
+	a, err := c.analyze(text, out)
+	if err != nil {
+		return err
+	}
 	c.asking = asking{kind: 'P', a: a, statement: &statement{text: text, sent: text, a: a, oids: append([]byte(nil), m.oids...)}}
 	r := c.request("parse", text, a)
 	r.Preliminary = true // nothing runs before Bind, which is asked about with the values
@@ -78,7 +81,10 @@ func (c *codec) bind(body []byte, out *relay.Out) error {
 	case c.portals.full(m.portal):
 		return c.refuse('B', nil, refusal{code: codeTooManyNames, message: "sallyport: too many portals"}, out)
 	}
-	a := c.cache.Analyze(&c.sql, st.text)
+	a, err := c.analyze(st.text, out)
+	if err != nil {
+		return err
+	}
 	c.asking = asking{kind: 'B', a: a, statement: st}
 	r := c.request("execute", st.text, a)
 	r.Params = m.params(st.oids)

@@ -1,12 +1,15 @@
 package postgres
 
 import (
+	"context"
 	"crypto/sha256"
 	"encoding/binary"
+	"errors"
 	"fmt"
 	"strings"
 
 	"sallyport/protocols"
+	"sallyport/protocols/pgsql"
 	"sallyport/protocols/relay"
 )
 
@@ -18,9 +21,34 @@ func (c *codec) query(body []byte, out *relay.Out) error {
 		return err
 	}
 	sql := string(text)
-	c.asking = asking{kind: 'Q', a: c.cache.Analyze(&c.sql, sql)}
-	out.Ask(c.request("query", sql, c.asking.a))
+	a, err := c.analyze(sql, out)
+	if err != nil {
+		return err
+	}
+	c.asking = asking{kind: 'Q', a: a}
+	out.Ask(c.request("query", sql, a))
 	return nil
+}
+
+// longText is what is read while other sessions wait: 8 KiB take some 2 ms.
+const longText = 8 << 10
+
+// errLater means that the message is to be given again, once out's work is done.
+var errLater = errors.New("postgres: later")
+
+// analyze returns what a text does, or errLater.
+func (c *codec) analyze(text string, out *relay.Out) (*pgsql.Analysis, error) {
+	if len(text) <= longText {
+		return c.cache.Analyze(&c.sql, text), nil
+	}
+	if r := c.reading; r != nil {
+		c.reading = nil
+		return r.Analysis(&c.sql), nil
+	}
+	r, cache := new(pgsql.Reading), c.cache
+	c.reading = r
+	out.Wait(func(context.Context) { *r = *cache.Read(text) })
+	return nil, errLater
 }
 
 func (c *codec) resolveQuery(x *protocols.Exchange, ask asking, held []byte, out *relay.Out) error {
