@@ -1,10 +1,13 @@
 package main
 
 import (
+	"context"
 	"fmt"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
+	"time"
 
 	"github.com/spf13/cobra"
 
@@ -64,13 +67,33 @@ func evidence(c *cobra.Command) (dir, key string, err error) {
 	return dir, key, nil
 }
 
+// signWait is how long a session that has just ended may wait for its signature.
+const signWait = 3 * time.Second
+
+// verified is recorder.Verify, but that it waits for a signature that is on its way.
+func verified(ctx context.Context, dir, id, key string) (recorder.Report, error) {
+	deadline := time.Now().Add(signWait)
+	for {
+		report, err := recorder.Verify(dir, id, key)
+		unsigned := func(p recorder.Problem) bool { return p.Kind == recorder.KindUnsigned }
+		if err != nil || report.Whole || !slices.ContainsFunc(report.Problems, unsigned) || time.Now().After(deadline) {
+			return report, err
+		}
+		select {
+		case <-ctx.Done():
+			return report, ctx.Err()
+		case <-time.After(100 * time.Millisecond):
+		}
+	}
+}
+
 // verifyEvidence checks one session, or all if id is "".
 func verifyEvidence(c *cobra.Command, id string) error {
 	dir, key, err := evidence(c)
 	if err != nil {
 		return err
 	}
-	report, err := recorder.Verify(dir, id, key)
+	report, err := verified(c.Context(), dir, id, key)
 	if err != nil {
 		return err
 	}

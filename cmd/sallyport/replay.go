@@ -48,11 +48,11 @@ func runReplay(c *cobra.Command, args []string) error {
 		return err
 	}
 	// What was tampered with is not run anywhere.
-	verified, err := recorder.Verify(dir, args[0], key)
+	found, err := verified(c.Context(), dir, args[0], key)
 	if err != nil {
 		return err
 	}
-	if !verified.Whole {
+	if !found.Whole {
 		return fmt.Errorf("the record of %s is not whole, so it is not replayed; see: sallyport sessions verify %s", args[0], args[0])
 	}
 	r, err := recorder.Load(dir, args[0])
