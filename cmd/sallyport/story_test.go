@@ -262,3 +262,32 @@ func TestReplayReportsWhatIsSameAndWhatIsDifferent(t *testing.T) {
 		t.Error("the replay ran what had been refused")
 	}
 }
+
+func TestAnAgentThatVerifiesTheServerInFullIsSatisfied(t *testing.T) {
+	people(t)
+	s := newSite(t, rules)
+	out, err := s.run("", "psql", "-X", "-A", "-t", fmt.Sprintf("host=localhost port=%d user=somebody dbname=postgres sslmode=verify-full", database.Port),
+		"-c", "SELECT email FROM people WHERE id = 1", "-c", "\\conninfo")
+	if err != nil || !strings.Contains(out, "SSL connection") || strings.Contains(out, "secret.example") {
+		t.Errorf("%v: %s", err, out)
+	}
+}
+
+func TestACancelRequestEndsWhatItIsFor(t *testing.T) {
+	s := newSite(t, rules)
+	c := s.agent("SELECT pg_sleep(60);\nSELECT 'alive';", psqlArgs()...)
+	var out bytes.Buffer
+	c.Stdout, c.Stderr = &out, &out
+	if err := c.Start(); err != nil {
+		t.Fatal(err)
+	}
+	s.eventually("the statement runs", func() bool {
+		return owner(t, "SELECT count(*) FROM pg_stat_activity WHERE query = 'SELECT pg_sleep(60);' AND state = 'active'") == "1"
+	})
+	// Ctrl-C reaches psql, which sends a cancel request over a connection of its own.
+	c.Process.Signal(syscall.SIGINT)
+	c.Wait()
+	if !strings.Contains(out.String(), "canceling statement due to user request") {
+		t.Errorf("agent saw %s", out.String())
+	}
+}

@@ -93,6 +93,7 @@ func cancel(ctx context.Context, s *protocols.Session, body []byte) error {
 		Kind:    "cancel",
 		Text:    "cancel what session " + victim.s.ID + " runs",
 		Effects: protocols.Read,
+		Facts:   noSQL,
 	})
 	if err == nil {
 		err = s.Journal.Commit()

@@ -9,8 +9,12 @@ import (
 // such as EXECUTE of a name, is not known then, and so opaque.
 func readText(kind, text string, params []protocols.Param, options map[string]any) protocols.Request {
 	r := protocols.Request{Kind: kind, Text: text, Params: params, Effects: protocols.Opaque}
-	if kind == "function call" {
-		r.Problem = "a function call by number"
+	switch kind {
+	case "function call":
+		r.Problem, r.Facts = "a function is called by its number, with no SQL to read", noSQL
+		return r
+	case "cancel":
+		r.Effects, r.Facts = protocols.Read, noSQL
 		return r
 	}
 	cache, err := cacheFor(options)

@@ -70,6 +70,9 @@ func (c *codec) resolveQuery(x *protocols.Exchange, ask asking, held []byte, out
 	return nil
 }
 
+// noSQL are the facts of a request without a text: to rules that look at sql, a list of no statements.
+var noSQL = new(pgsql.Analysis)
+
 // functionCall asks about a FunctionCall message: a function by its number, with no SQL that could be read.
 func (c *codec) functionCall(body []byte, out *relay.Out) error {
 	if len(body) < 4 {
@@ -82,6 +85,7 @@ func (c *codec) functionCall(body []byte, out *relay.Out) error {
 		Effects:     protocols.Opaque,
 		Transaction: c.holdsLocks(),
 		Problem:     "a function is called by its number, with no SQL to read",
+		Facts:       noSQL,
 	})
 	return nil
 }
