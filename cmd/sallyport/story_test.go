@@ -67,6 +67,42 @@ func TestAnUnmodifiedPsqlReadsAndDoesNotSeeWhatIsMasked(t *testing.T) {
 	}
 }
 
+func TestAMaskedColumnIsNotCopiedToWhereNoMaskCoversIt(t *testing.T) {
+	people(t)
+	owner(t, "DROP TABLE IF EXISTS notes; CREATE TABLE notes (id int, note text); INSERT INTO notes VALUES (1, 'x')")
+	s := newSite(t, strings.Replace(rules, `preset = "guarded"`, `preset = "observe"`, 1))
+	for _, sql := range []string{
+		"INSERT INTO notes (note) SELECT email FROM people;",
+		"INSERT INTO notes SELECT id, email FROM people;",
+		"UPDATE notes SET note = p.email FROM people p WHERE p.id = notes.id;",
+		"UPDATE notes SET note = (SELECT max(email) FROM people) WHERE id = 1;",
+		"UPDATE people SET card = email WHERE id = 1;",
+		"WITH w AS (INSERT INTO notes (note) SELECT lower(email) FROM people RETURNING 1) SELECT 1;",
+		"PREPARE p AS INSERT INTO notes (note) SELECT email FROM people;\nEXECUTE p;",
+		"CREATE TABLE copied AS SELECT email FROM people;",
+		"SELECT email INTO copied FROM people;",
+		"MERGE INTO notes n USING people p ON n.id = p.id WHEN MATCHED THEN UPDATE SET note = p.email;",
+	} {
+		if got := s.psql(sql); !strings.Contains(got, "masked columns are not copied") {
+			t.Errorf("%s: %s", sql, got)
+		}
+	}
+	for _, sql := range []string{
+		"INSERT INTO notes (id, note) SELECT id, 'y' FROM people WHERE email LIKE '%a%';",
+		"UPDATE people SET email = lower(email) WHERE id = 2;",
+		"UPDATE people SET born = now() WHERE email = 'nobody';",
+		"CREATE TABLE copied AS SELECT id FROM people;",
+	} {
+		if got := s.psql(sql); strings.Contains(got, "ERROR") {
+			t.Errorf("%s: %s", sql, got)
+		}
+	}
+	if got := owner(t, "SELECT count(*) FROM notes WHERE note LIKE '%@%'"); got != "0" {
+		t.Errorf("%s copies", got)
+	}
+	owner(t, "DROP TABLE IF EXISTS copied")
+}
+
 func TestADenialIsAnOrdinaryErrorAndTheConnectionLivesOn(t *testing.T) {
 	people(t)
 	s := newSite(t, rules)

@@ -78,6 +78,8 @@ type Statement struct {
 	// Outputs has one element for each output column, or one for each star. It is nil if nothing is returned or if
 	// nothing is known of what is.
 	Outputs []Output `cel:"-"`
+	// Stores has one element for each expression with which it fills a relation and which is more than a constant.
+	Stores []Store `cel:"-"`
 	// Touches holds every name of a relation or column that occurs anywhere in the statement.
 	Touches Names `cel:"-"`
 

@@ -12,6 +12,7 @@ func (w *walk) createTableAsStmt(n *pg.CreateTableAsStmt) {
 	if n.Objtype == pg.ObjectType_OBJECT_MATVIEW {
 		w.refine("create_table_as", "create_materialized_view")
 	}
+	w.storeQuery(n.Query, n.Into)
 	w.rest(n)
 }
 

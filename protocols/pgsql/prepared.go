@@ -94,6 +94,9 @@ func (w *walk) absorb(s *Statement) {
 	w.columns = append(w.columns, s.Touches.Columns...)
 	w.star = w.star || s.Touches.Star
 	w.any = w.any || s.Touches.Any
+	if w.st != s && len(s.Stores) > 0 {
+		w.st.Stores = slices.Concat(w.st.Stores, s.Stores)
+	}
 }
 
 func (w *walk) within() *walk {

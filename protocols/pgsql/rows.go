@@ -15,6 +15,7 @@ func (w *walk) selectStmt(n *pg.SelectStmt) {
 	if n.IntoClause != nil {
 		w.refine("select", "select_into")
 		w.effects |= define
+		w.storeQuery(&pg.Node{Node: &pg.Node_SelectStmt{SelectStmt: n}}, n.IntoClause)
 	}
 	w.rest(n, n.WithClause)
 }
@@ -23,6 +24,7 @@ func (w *walk) insertStmt(n *pg.InsertStmt) {
 	defer w.scope(n.WithClause)()
 	w.target(n.Relation)
 	w.targetColumns(n.Cols)
+	w.storeInsert(n)
 	w.returning(n.ReturningList)
 	if values := n.SelectStmt.GetSelectStmt(); len(values.GetValuesLists()) > 0 { // reads nothing by itself
 		defer w.scope(values.WithClause)()
@@ -35,6 +37,7 @@ func (w *walk) insertStmt(n *pg.InsertStmt) {
 
 func (w *walk) updateStmt(n *pg.UpdateStmt) {
 	defer w.scope(n.WithClause)()
+	w.storeUpdate(n)
 	w.target(n.Relation)
 	w.targetColumns(n.TargetList)
 	w.returning(n.ReturningList)
@@ -56,6 +59,7 @@ func (w *walk) deleteStmt(n *pg.DeleteStmt) {
 
 func (w *walk) mergeStmt(n *pg.MergeStmt) {
 	defer w.scope(n.WithClause)()
+	w.storeMerge(n)
 	w.target(n.Relation)
 	w.returning(n.ReturningList)
 	w.rest(n, n.WithClause, n.Relation)

@@ -157,6 +157,23 @@ func (c *codec) Resolve(x *protocols.Exchange, held []byte, out *relay.Out) erro
 	default:
 	}
 	ask := c.asking
+	if x.Decision.Verdict == protocols.Allow && !c.skipping {
+		to, found, err := c.shield.copies(x.Decision.Mask, ask.a)
+		var l *lookUp
+		if errors.As(err, &l) {
+			out.Wait(l.work)
+			return nil
+		}
+		if err == nil && found {
+			err = x.Settle(protocols.Decision{
+				Rule: "masked columns are not copied", Policy: x.Decision.Policy,
+				Reason: "It would copy a masked column into " + to + ", where no mask covers it. Leave that column out, or ask the people who run this agent to mask the copy as well.",
+			})
+		}
+		if err != nil {
+			return err
+		}
+	}
 	c.asking = asking{}
 	if c.skipping { // the server failed this segment while a human was being waited for
 		return x.End(protocols.Outcome{Status: "refused", Tag: "skipped"})

@@ -174,6 +174,11 @@ type judged struct {
 
 // scope finds what st touches, by name in all schemas: which one a name means depends on settings that are not known here.
 func (v *veil) scope(ctx context.Context, st *pgsql.Statement) *scope {
+	return v.scopeOf(ctx, st, st.Reads, st.Writes)
+}
+
+// scopeOf is scope where only the relations in lists must be known to the catalog.
+func (v *veil) scopeOf(ctx context.Context, st *pgsql.Statement, lists ...[]string) *scope {
 	sc := &scope{cat: v.h.cat, ctx: ctx, via: &v.via, mask: v.mask, touches: &st.Touches}
 	if v.altered {
 		sc.unseen = true
@@ -189,7 +194,7 @@ func (v *veil) scope(ctx context.Context, st *pgsql.Statement) *scope {
 			sc.add(r, sc.cat.verdicts(ctx, sc.via, v.mask, r))
 		}
 	}
-	for _, list := range [...][]string{st.Reads, st.Writes} {
+	for _, list := range lists {
 		for _, name := range list {
 			sc.unseen = sc.unseen || !seen(found, name)
 		}

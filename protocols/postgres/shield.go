@@ -18,6 +18,7 @@ type shield struct {
 	latest protocols.Masker // of the latest decision that had one, for what belongs to no exchange
 	// altered says that the open transaction may have changed structure. The catalog sees that only once it is over.
 	altered bool
+	copied  *copyCheck // what work of copies found, until it is asked again
 }
 
 func newShield(s *protocols.Session, cat *catalog) *shield {

@@ -271,7 +271,16 @@ func (p *player) resolve(r protocols.Request, held []byte) error {
 	if err != nil {
 		return err
 	}
-	return p.codec.Resolve(x, held, p.out)
+	for {
+		if err := p.codec.Resolve(x, held, p.out); err != nil {
+			return err
+		}
+		work := p.out.Work()
+		if work == nil {
+			return nil
+		}
+		work(context.Background())
+	}
 }
 
 func (p *player) drain() {

@@ -106,9 +106,9 @@ func (o *Out) Ask(r protocols.Request) { o.ask, o.asked = r, true }
 // large to buffer in which nothing is to be judged or hidden. They are in the transcript as part of x's response.
 func (o *Out) Through(x *protocols.Exchange, n int) { o.through, o.passing = n, x }
 
-// Wait wants work done that may block, such as a look-up elsewhere. The step that calls it consumes nothing and is repeated
-// once work has returned; meanwhile the other side keeps flowing, so work must not touch the codec. ctx ends with the
-// session.
+// Wait wants work done that may block, such as a look-up elsewhere. The step that calls it consumes nothing, and the step,
+// or Resolve, is repeated once work has returned; meanwhile the other side keeps flowing, so work must not touch the codec.
+// ctx ends with the session.
 func (o *Out) Wait(work func(ctx context.Context)) { o.work = work }
 
 // End ends the session in good order once everything queued is written.

@@ -25,7 +25,7 @@ type flow struct {
 
 // A pause is why a flow stopped.
 type pause struct {
-	x       *protocols.Exchange // waiting for a human, if not nil; its request is the first n unconsumed bytes
+	x       *protocols.Exchange // waiting for a human or, with work, to be resolved again; its request is the first n unconsumed bytes
 	n       int
 	passing int                   // so many bytes are to pass unexamined, if not 0
 	work    func(context.Context) // to be done before the codec is asked again, if not nil
@@ -72,6 +72,9 @@ func (e *engine) advance(f *flow, done int) (int, pause) {
 			}
 			if err := e.c.Resolve(x, in[:n], &f.out); err != nil {
 				return done, pause{err: err}
+			}
+			if f.out.work != nil {
+				return done, pause{x: x, n: n, work: f.out.work}
 			}
 		}
 		done += n

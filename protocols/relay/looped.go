@@ -224,11 +224,11 @@ func (s *looped) deliver(f *flow, done int, why pause) bool {
 		s.finish(why.err)
 	case why.end:
 		s.finish(errDone)
-	case why.x != nil:
-		s.hold(why.x, why.n)
 	case why.work != nil:
 		s.working[f.from] = true
-		go s.workElsewhere(f.from, why.work)
+		go s.workElsewhere(f, why)
+	case why.x != nil:
+		s.hold(why.x, why.n)
 	case why.passing > 0:
 		s.passing[f.from] = why.passing
 		return true
@@ -247,12 +247,29 @@ func (e *end) writeAll(queued [][]byte) error {
 	return nil
 }
 
-func (s *looped) workElsewhere(side protocols.Side, work func(context.Context)) {
-	work(s.ctx)
+func (s *looped) workElsewhere(f *flow, why pause) {
+	why.work(s.ctx)
 	s.post(func() {
-		s.working[side] = false
+		s.working[f.from] = false
+		if why.x != nil {
+			s.resolve(f, why.x, why.n)
+		}
 		s.proceed()
 	})
+}
+
+// resolve has the codec forward or refuse x, whose request is the first n bytes of f.
+func (s *looped) resolve(f *flow, x *protocols.Exchange, n int) {
+	if s.frozen { // a commit for the other side is under way
+		s.later = append(s.later, func() { s.resolve(f, x, n) })
+		return
+	}
+	err := s.c.Resolve(x, f.buf.bytes()[:n], &f.out)
+	if err == nil && f.out.work != nil {
+		s.flush(f, 0, pause{x: x, n: n, work: f.out.work})
+		return
+	}
+	s.flush(f, n, pause{err: err})
 }
 
 // pass lets what is buffered of an unexamined message through, in the transcript all the same.
@@ -330,12 +347,12 @@ func (s *looped) answered(x *protocols.Exchange, d *protocols.Decision, openErr 
 		s.lastWord()
 		return
 	}
-	s.guard(func() { s.resolve(x, d, openErr) })
+	s.guard(func() { s.decided(x, d, openErr) })
 }
 
-func (s *looped) resolve(x *protocols.Exchange, d *protocols.Decision, openErr error) {
+func (s *looped) decided(x *protocols.Exchange, d *protocols.Decision, openErr error) {
 	if s.frozen { // a commit for the other side is under way
-		s.later = append(s.later, func() { s.resolve(x, d, openErr) })
+		s.later = append(s.later, func() { s.decided(x, d, openErr) })
 		return
 	}
 	s.cancelWait()
@@ -357,8 +374,7 @@ func (s *looped) resolve(x *protocols.Exchange, d *protocols.Decision, openErr e
 	}
 	f := &s.flows[protocols.Client]
 	f.begun = true // the human's decision is to be committed as well
-	err := s.c.Resolve(x, f.buf.bytes()[:s.heldBytes], &f.out)
-	s.flush(f, s.heldBytes, pause{err: err})
+	s.resolve(f, x, s.heldBytes)
 	s.proceed()
 }
 

@@ -122,14 +122,19 @@ func (r *relay) drain(ctx context.Context, f *flow) error {
 			return why.err
 		case why.end:
 			return errDone
-		case why.x != nil:
-			if err := r.hold(ctx, f, why.x, why.n); err != nil {
-				return err
-			}
 		case why.work != nil:
 			why.work(ctx)
 			if ctx.Err() != nil {
 				return context.Cause(ctx)
+			}
+			if why.x != nil {
+				if err := r.resolve(ctx, f, why.x, why.n); err != nil {
+					return err
+				}
+			}
+		case why.x != nil:
+			if err := r.hold(ctx, f, why.x, why.n); err != nil {
+				return err
 			}
 		case why.passing > 0:
 			if err := r.pass(f, passing, why.passing); err != nil {
@@ -210,14 +215,28 @@ func (r *relay) hold(ctx context.Context, f *flow, x *protocols.Exchange, n int)
 		x.Decision.Verdict = protocols.Deny // a grant may have been used up just now: nobody is there to get the answer
 		return errors.Join(err, x.End(protocols.Outcome{Status: "refused"}))
 	}
-	r.mu.Lock()
 	f.begun = true // the human's decision is to be committed as well
-	err := r.c.Resolve(x, f.buf.bytes()[:n], &f.out)
-	if ferr := r.flush(f); err == nil {
-		err = ferr
+	return r.resolve(ctx, f, x, n)
+}
+
+// resolve has the codec forward or refuse x, whose request is the first n bytes of f.
+func (r *relay) resolve(ctx context.Context, f *flow, x *protocols.Exchange, n int) error {
+	for {
+		r.mu.Lock()
+		err := r.c.Resolve(x, f.buf.bytes()[:n], &f.out)
+		work := f.out.work
+		if ferr := r.flush(f); err == nil {
+			err = ferr
+		}
+		if err != nil || work == nil {
+			f.buf.discard(n)
+			return err
+		}
+		work(ctx)
+		if ctx.Err() != nil {
+			return context.Cause(ctx)
+		}
 	}
-	f.buf.discard(n)
-	return err
 }
 
 func waitForHuman(ctx context.Context, x *protocols.Exchange, answer chan<- protocols.Decision) {

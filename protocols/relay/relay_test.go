@@ -25,6 +25,7 @@ import (
 // of its own, from the server, lets N bytes through.
 type lines struct {
 	queue     []*protocols.Exchange // answers still due, in turn
+	looked    map[string]bool       // what was looked up, aside
 	interrupt chan struct{}
 	closed    bool
 }
@@ -48,6 +49,10 @@ func (c *lines) Resolve(x *protocols.Exchange, held []byte, out *relay.Out) erro
 	if x.Decision.Verdict == protocols.Deny {
 		out.Respond(x, []byte("no: "+x.Decision.Reason+"\n"))
 		return x.End(protocols.Outcome{Status: "refused"})
+	}
+	if text := x.Request.Text; strings.HasPrefix(text, "look") && !c.looked[text] {
+		out.Wait(func(context.Context) { c.looked = map[string]bool{text: true} })
+		return nil
 	}
 	c.queue = append(c.queue, x)
 	out.Forward(held)
@@ -287,6 +292,22 @@ func TestADenialIsAnAnswerAndTheSessionGoesOn(t *testing.T) {
 		s.hear(s.server, "hello\n")
 		s.say(s.server, "hi\n")
 		s.hear(s.client, "hi\n")
+		s.end()
+	})
+}
+
+func TestARequestThatNeedsALookUpIsResolvedAfterIt(t *testing.T) {
+	play(t, "", func(t *testing.T, s *scene) {
+		go s.say(s.client, "look up\nthen this\n")
+		s.hear(s.server, "look up\n")
+		s.say(s.server, "found\n")
+		s.hear(s.client, "found\n")
+		s.hear(s.server, "then this\n")
+		s.say(s.server, "done\n")
+		s.hear(s.client, "done\n")
+		if got := s.log.all(); slices.Index(got, "commit") < slices.Index(got, "decision allow") {
+			t.Errorf("order of evidence: %q", got)
+		}
 		s.end()
 	})
 }
