@@ -164,8 +164,8 @@ func (w *walk) setConfig(args []*pg.Node) {
 	switch {
 	case ok:
 		w.effects |= setting(name, []string{value})
-	case harmlessSettings[name]:
-	default:
+	case harmlessSettings[name] && args[1].GetParamRef() != nil:
+	default: // a setting could carry a value to where nobody looks for it: SHOW returns it later
 		w.effects |= admin
 	}
 }

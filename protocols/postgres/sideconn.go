@@ -3,7 +3,6 @@ package postgres
 import (
 	"context"
 	"fmt"
-	"net"
 	"time"
 
 	"github.com/jackc/pgx/v5/pgconn"
@@ -93,6 +92,9 @@ func (s *sideConn) closeIdle() {
 	s.conn = nil
 }
 
+// maxCatalogMessage bounds one row of the catalog. Definitions of views are the longest: 4 MiB of them is a lot.
+const maxCatalogMessage = 4 << 20
+
 // connect logs in as the session does. It takes nothing from the environment of the daemon.
 func connect(ctx context.Context, via *dialer, database string) (*pgconn.PgConn, error) {
 	login := via.login
@@ -103,23 +105,11 @@ func connect(ctx context.Context, via *dialer, database string) (*pgconn.PgConn,
 		}
 		login = &l
 	}
-	cfg, err := pgconn.ParseConfig("host=localhost port=5432 user=x database=x password=x sslmode=disable target_session_attrs=any")
+	cfg, err := configure(via.upstream, *login, database, map[string]string{"application_name": "sallyport", "client_encoding": "UTF8"})
 	if err != nil {
 		return nil, err
 	}
-	cfg.User, cfg.Password, cfg.Database = login.User, login.Password.Reveal(), database
-	cfg.RuntimeParams = map[string]string{"application_name": "sallyport", "client_encoding": "UTF8"}
-	cfg.Fallbacks, cfg.ConnectTimeout = nil, catalogWait
-	cfg.ValidateConnect, cfg.AfterConnect = nil, nil
-	cfg.KerberosSpn, cfg.KerberosSrvName = "", ""
-	cfg.OnNotice, cfg.OnNotification = nil, nil
-	if tls := via.upstream.TLS; tls != nil {
-		if cfg.TLSConfig = tls.Clone(); cfg.TLSConfig.ServerName == "" {
-			cfg.TLSConfig.ServerName = via.upstream.Host
-		}
-	}
-	cfg.LookupFunc = func(_ context.Context, host string) ([]string, error) { return []string{"127.0.0.1"}, nil } // Dial knows
-	cfg.DialFunc = func(ctx context.Context, _, _ string) (net.Conn, error) { return via.upstream.Dial(ctx) }
+	cfg.MaxProtocolMessageBodyLen = maxCatalogMessage
 	conn, err := pgconn.ConnectConfig(ctx, cfg)
 	if err != nil {
 		return nil, err
