@@ -20,7 +20,9 @@ type Analysis struct {
 	Objects    []string          // of all statements, sorted, each once
 	Problem    string            // why it is opaque, or what code it runs that is not known; for people
 
-	refs []reference // prepared statements and cursors that it names, in order; resolved by a Session
+	refs    []reference  // prepared statements and cursors that it names, in order; resolved by a Session
+	inner   []*Statement // what they stood for, as Session.lookup returns it
+	tainted bool         // and whether code that was not seen may have changed that
 }
 
 // Value returns Statements: what rules see as `sql`.

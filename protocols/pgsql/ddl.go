@@ -80,6 +80,7 @@ var alterTable = map[pg.AlterTableType]protocols.Effects{
 
 func (w *walk) alterTableStmt(n *pg.AlterTableStmt) {
 	w.refine("alter_table", "alter_"+objectKind(n.Objtype))
+	w.storeUsing(n)
 }
 
 func (w *walk) alterTableCmd(n *pg.AlterTableCmd) {

@@ -83,6 +83,12 @@ var specialFunctions = merge(
 		pg_create_logical_replication_slot pg_create_physical_replication_slot pg_logical_emit_message`),
 )
 
+// carriers keep what they are given where a later query finds it: in a sequence, a large object, the seed of random(), or
+// pg_locks.
+var carriers = words(`setval setseed lo_creat lo_create lo_from_bytea lo_put lowrite
+	pg_advisory_lock pg_advisory_lock_shared pg_advisory_xact_lock pg_advisory_xact_lock_shared
+	pg_try_advisory_lock pg_try_advisory_lock_shared pg_try_advisory_xact_lock pg_try_advisory_xact_lock_shared`)
+
 // extensionFunctions reach files or other servers, in whatever schema the extension was put. They are not known to be
 // harmless, so execute comes on top.
 var extensionFunctions = merge(
@@ -133,6 +139,9 @@ func (w *walk) funcCall(n *pg.FuncCall) {
 		w.sqlFunction(name, base, n.Args)
 	case own && isSpecial:
 		w.effects |= special
+		if carriers[base] {
+			w.storeArguments(base, n.Args)
+		}
 		w.any = w.any || special.Has(export)
 		if (base == "nextval" || base == "setval") && len(n.Args) > 0 {
 			if seq, ok := literal(n.Args[0]); ok {
@@ -164,10 +173,21 @@ func (w *walk) setConfig(args []*pg.Node) {
 	switch {
 	case ok:
 		w.effects |= setting(name, []string{value})
-	case harmlessSettings[name] && args[1].GetParamRef() != nil:
+	case harmlessSettings[name] && isParameter(args[1]):
 	default: // a setting could carry a value to where nobody looks for it: SHOW returns it later
 		w.effects |= admin
+		if w.problem == "" {
+			w.problem = "set_config gives " + name + " a value that is computed"
+		}
 	}
+}
+
+// isParameter reports whether n is a parameter, or one that is cast.
+func isParameter(n *pg.Node) bool {
+	for n.GetTypeCast() != nil {
+		n = n.GetTypeCast().Arg
+	}
+	return n.GetParamRef() != nil
 }
 
 func (w *walk) tableFunction(name string, args []*pg.Node) {

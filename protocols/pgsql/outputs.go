@@ -14,7 +14,7 @@ func (w *walk) outputs(n *pg.Node) {
 	s := w.st
 	switch {
 	case n.GetSelectStmt() != nil:
-		if q := n.GetSelectStmt(); q.IntoClause == nil {
+		if q := n.GetSelectStmt(); intoOf(q) == nil {
 			s.returns = yes
 			s.Outputs = w.selectOutputs(q, nil)
 		}

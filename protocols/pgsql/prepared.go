@@ -59,6 +59,7 @@ func (w *walk) keep(query *pg.Node) {
 	s.Text = w.st.Text
 	w.st.kept = s
 	w.absorb(s)
+	w.st.storeAll(s)
 	if inner.problem != "" && w.problem == "" {
 		w.problem = inner.problem
 	}
@@ -94,9 +95,6 @@ func (w *walk) absorb(s *Statement) {
 	w.columns = append(w.columns, s.Touches.Columns...)
 	w.star = w.star || s.Touches.Star
 	w.any = w.any || s.Touches.Any
-	if w.st != s && len(s.Stores) > 0 {
-		w.st.Stores = slices.Concat(w.st.Stores, s.Stores)
-	}
 }
 
 func (w *walk) within() *walk {

@@ -15,7 +15,9 @@ func (w *walk) selectStmt(n *pg.SelectStmt) {
 	if n.IntoClause != nil {
 		w.refine("select", "select_into")
 		w.effects |= define
-		w.storeQuery(&pg.Node{Node: &pg.Node_SelectStmt{SelectStmt: n}}, n.IntoClause)
+	}
+	if into := intoOf(n); into != nil {
+		w.storeSelect(n, into)
 	}
 	w.rest(n, n.WithClause)
 }
@@ -113,7 +115,7 @@ func (w *walk) copyStmt(n *pg.CopyStmt) {
 // explainStmt: without ANALYZE the query is planned only. Planning still calls functions that say of themselves that they
 // have no side effects, so that code which is not known counts all the same.
 func (w *walk) explainStmt(n *pg.ExplainStmt) {
-	outer, unbounded, writes := w.effects, w.unbounded, len(w.writes)
+	outer, unbounded, writes, stores := w.effects, w.unbounded, len(w.writes), w.st.Stores
 	w.effects = 0
 	w.rest(n)
 	if !explainRuns(n.Options) {
@@ -121,6 +123,7 @@ func (w *walk) explainStmt(n *pg.ExplainStmt) {
 		w.unbounded = unbounded
 		w.reads = append(w.reads, w.writes[writes:]...)
 		w.writes = w.writes[:writes]
+		w.st.Stores = stores
 		for i := range w.refs {
 			w.refs[i].planned = true
 		}

@@ -196,6 +196,12 @@ func (s *Session) keep(m map[string][]binding, name string, keep func(binding) b
 	}
 }
 
+// Same reports whether the names in a text stand for what they stood for when it was analyzed.
+func (s *Session) Same(a *Analysis) bool {
+	inner, tainted := s.lookup(a)
+	return tainted == a.tainted && slices.Equal(inner, a.inner)
+}
+
 // lookup returns what the names in a text may stand for, reference by reference, with a nil after each. tainted says that
 // code which was not seen may have given them other meanings.
 func (s *Session) lookup(a *Analysis) (inner []*Statement, tainted bool) {
@@ -237,6 +243,11 @@ func (s *Session) meanings(a *Analysis, r reference) []*Statement {
 // resolve returns what a text does, given what the names in it stand for.
 func (s *Session) resolve(base *Analysis, tainted bool) *Analysis {
 	a := &Analysis{Text: base.Text, Statements: slices.Clone(base.Statements), Problem: base.Problem, Effects: base.Effects}
+	type done struct {
+		by int
+		of *Statement
+	}
+	stored := map[done]bool{} // what one statement stores counts once, however often it is referred to
 	for _, r := range base.refs {
 		st := &a.Statements[r.statement]
 		w := &walk{st: st, problem: a.Problem, effects: st.effects, unbounded: !st.Bounded}
@@ -251,6 +262,9 @@ func (s *Session) resolve(base *Analysis, tainted bool) *Analysis {
 				planned.Bounded = true // nothing is changed
 				planned.Reads, planned.Writes = append(slices.Clone(m.Reads), m.Writes...), nil
 				m = &planned
+			} else if d := (done{r.statement, m}); !stored[d] {
+				stored[d] = true
+				st.storeAll(m)
 			}
 			w.absorb(m)
 		}
@@ -275,5 +289,7 @@ func (s *Session) resolve(base *Analysis, tainted bool) *Analysis {
 		}
 	}
 	a.union()
+	a.refs = base.refs
+	a.inner, a.tainted = s.lookup(base)
 	return a
 }
