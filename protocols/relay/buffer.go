@@ -115,12 +115,14 @@ func (b *buffer) fill(src io.Reader) (n int, err error) {
 // On a loop, which reads for one session at a time, an empty buffer uses the loop's block, so that a session has memory of
 // its own only for messages that came in part.
 
-// borrow has an empty buffer use the loop's block.
+// borrow has the buffer use the loop's block, if what it has fits there with room to spare.
 func (b *buffer) borrow(l *loop) {
-	if b.r == b.w && !b.lent {
-		b.release()
-		b.data, b.lent = l.block[:], true
+	if b.lent || b.block != nil || b.w-b.r > smallBlock {
+		return
 	}
+	n := copy(l.block[:], b.data[b.r:b.w])
+	b.release()
+	b.data, b.w, b.lent = l.block[:], n, true
 }
 
 // own makes a borrowed block the buffer's, where it is; the loop takes another.

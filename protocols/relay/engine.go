@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"runtime/debug"
 
 	"sallyport/protocols"
 )
@@ -110,3 +111,17 @@ func (e *engine) record(from protocols.Side, x *protocols.Exchange, p []byte) er
 
 // mustCommit reports whether f.out may be written only after the journal has committed.
 func (f *flow) mustCommit() bool { return f.begun || len(f.out.to[protocols.Server]) > 0 }
+
+// panicked makes an error of what a session panicked with: it ends that session, and no other.
+func panicked(value any) error { return fmt.Errorf("relay: panic: %v\n%s", value, debug.Stack()) }
+
+// protect turns a panic of f into its error. Whatever runs code of a codec, a journal or a ticket outside of the loop's
+// thread is run by it.
+func protect(f func() error) (err error) {
+	defer func() {
+		if p := recover(); p != nil {
+			err = panicked(p)
+		}
+	}()
+	return f()
+}

@@ -114,6 +114,7 @@ func (l *loop) turn() {
 		again := l.again
 		l.again = nil
 		for _, s := range again {
+			s.queued = false
 			s.guard(s.proceed)
 		}
 	}

@@ -6,7 +6,6 @@ import (
 	"fmt"
 	"io"
 	"net"
-	"runtime/debug"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -34,6 +33,7 @@ type looped struct {
 	passingX   [2]*protocols.Exchange
 	shut       bool     // the server was told that the client stopped sending
 	later      []func() // what came while frozen
+	queued     bool     // in the loop's again
 	closed     bool
 	result     error // of a closed session
 }
@@ -69,7 +69,7 @@ func runLooped(ctx context.Context, s *protocols.Session, server net.Conn, c Cod
 func (s *looped) guard(f func()) {
 	defer func() {
 		if p := recover(); p != nil {
-			s.finish(fmt.Errorf("relay: panic: %v\n%s", p, debug.Stack()))
+			s.finish(panicked(p))
 		}
 	}()
 	if !s.closed {
@@ -142,7 +142,8 @@ func (s *looped) read(e *end) {
 		e.readable = false
 	}
 	s.settle(f)
-	if e.readable && !s.closed {
+	if e.readable && !s.closed && !s.queued {
+		s.queued = true
 		s.l.again = append(s.l.again, s)
 	}
 }
@@ -191,7 +192,7 @@ func (s *looped) flush(f *flow, done int, why pause) bool {
 
 // commitElsewhere waits for the disk off the loop's thread.
 func (s *looped) commitElsewhere(f *flow, done int, why pause) {
-	err := s.s.Journal.Commit()
+	err := protect(s.s.Journal.Commit)
 	s.post(func() {
 		s.frozen, f.begun = false, false
 		if err != nil {
@@ -248,9 +249,13 @@ func (e *end) writeAll(queued [][]byte) error {
 }
 
 func (s *looped) workElsewhere(f *flow, why pause) {
-	why.work(s.ctx)
+	err := protect(func() error { why.work(s.ctx); return nil })
 	s.post(func() {
 		s.working[f.from] = false
+		if err != nil {
+			s.finish(err)
+			return
+		}
 		if why.x != nil {
 			s.resolve(f, why.x, why.n)
 		}
@@ -299,7 +304,7 @@ func (s *looped) hold(x *protocols.Exchange, n int) {
 }
 
 func (s *looped) waitElsewhere(ctx context.Context, x *protocols.Exchange) {
-	if _, err := x.Open(ctx); err != nil {
+	if err := protect(func() error { _, err := x.Open(ctx); return err }); err != nil {
 		s.l.post(func() { s.answered(x, nil, err) })
 		return
 	}
@@ -418,16 +423,27 @@ func (s *looped) finish(err error) {
 	s.cancel(err)
 	defer s.leave()
 	if words, ok := s.c.(Farewell); ok && err != nil && s.fair() {
-		out := new(Out)
-		words.Farewell(err, out)
-		s.keep(&flow{out: *out}) // best effort: the journal may be what failed
-		s.ends[protocols.Client].writeAll(out.to[protocols.Client])
+		s.farewell(words, err)
 	}
+}
+
+func (s *looped) farewell(words Farewell, err error) {
+	defer func() {
+		if p := recover(); p != nil {
+			s.result = errors.Join(s.result, panicked(p))
+		}
+	}()
+	out := new(Out)
+	words.Farewell(err, out)
+	s.keep(&flow{out: *out}) // best effort: the journal may be what failed
+	s.ends[protocols.Client].writeAll(out.to[protocols.Client])
 }
 
 // leave gives everything back. While a human is still waited for, answered has the last word.
 func (s *looped) leave() {
 	for i := range s.ends {
+		// A child that was just forked may still have the descriptor, and with it the registration.
+		unix.EpollCtl(s.l.epoll, unix.EPOLL_CTL_DEL, s.ends[i].fd, nil)
 		delete(s.l.ends, int32(s.ends[i].fd))
 		s.flows[i].buf.release()
 	}

@@ -44,7 +44,7 @@ func runPumps(ctx context.Context, s *protocols.Session, server net.Conn, c Code
 
 	errs := make(chan error, 1)
 	go r.serverPump(ctx, cancel, errs)
-	err := r.pump(ctx, protocols.Client)
+	err := protect(func() error { return r.pump(ctx, protocols.Client) })
 	if err == nil {
 		err = closeWrite(server)
 	}
@@ -71,7 +71,7 @@ type relay struct {
 }
 
 func (r *relay) serverPump(ctx context.Context, cancel context.CancelCauseFunc, errs chan<- error) {
-	err := r.pump(ctx, protocols.Server)
+	err := protect(func() error { return r.pump(ctx, protocols.Server) })
 	if err == nil {
 		err = errDone
 	}
@@ -194,7 +194,7 @@ func writeAll(w io.Writer, queued [][]byte) error {
 func (r *relay) hold(ctx context.Context, f *flow, x *protocols.Exchange, n int) error {
 	wait, cancel := context.WithCancel(ctx)
 	defer cancel()
-	hungUp := r.watchClient(f, cancel)
+	hungUp := r.watchClient(ctx, f, cancel)
 
 	if _, err := x.Open(wait); err == nil {
 		answer := make(chan protocols.Decision, 1)
@@ -240,7 +240,9 @@ func (r *relay) resolve(ctx context.Context, f *flow, x *protocols.Exchange, n i
 }
 
 func waitForHuman(ctx context.Context, x *protocols.Exchange, answer chan<- protocols.Decision) {
-	answer <- x.Wait(ctx)
+	d := protocols.Decision{Rule: x.Decision.Rule, Policy: x.Decision.Policy, Code: "unavailable", Reason: "asking a human failed"}
+	protect(func() error { d = x.Wait(ctx); return nil }) // after a panic it denies
+	answer <- d
 }
 
 // tellWhileWaiting returns the ticket's answer. Meanwhile it tells the client that it waits, and ends the wait if a cancel
@@ -277,7 +279,7 @@ func (r *relay) tellWhileWaiting(f *flow, x *protocols.Exchange, answer <-chan p
 
 // watchClient reads on from the client, into what is left of f's buffer, so that hanging up is noticed; it then calls
 // cancel. What it returns stops the watch, and tells whether the client is gone.
-func (r *relay) watchClient(f *flow, cancel func()) (stop func() error) {
+func (r *relay) watchClient(ctx context.Context, f *flow, cancel func()) (stop func() error) {
 	conn := r.conn[protocols.Client]
 	var gone error
 	stopped := make(chan struct{})
@@ -310,6 +312,9 @@ func (r *relay) watchClient(f *flow, cancel func()) (stop func() error) {
 			conn.SetReadDeadline(time.Unix(1, 0))
 			<-done
 			conn.SetReadDeadline(time.Time{})
+			if ctx.Err() != nil { // the deadline that just went may have been that of the session's end
+				conn.SetReadDeadline(time.Unix(1, 0))
+			}
 		})
 		return gone
 	}
@@ -349,7 +354,9 @@ func (r *relay) farewell(err error) {
 	f := &flow{from: protocols.Server}
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	words.Farewell(err, &f.out)
+	if protect(func() error { words.Farewell(err, &f.out); return nil }) != nil {
+		return
+	}
 	r.conn[protocols.Client].SetWriteDeadline(time.Now().Add(lastWords))
 	r.keep(f) // best effort: the journal may be what failed
 	writeAll(r.conn[protocols.Client], f.out.to[protocols.Client])
