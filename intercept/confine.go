@@ -59,6 +59,11 @@ func arrangeMounts(o *order) error {
 			return err
 		}
 	}
+	for _, file := range o.HideFiles { // first: they may be in a directory that is hidden next
+		if err := hideFile(file); err != nil {
+			return err
+		}
+	}
 	for _, dir := range o.Hide {
 		if err := hide(dir, o.Show); err != nil {
 			return fmt.Errorf("intercept: hide %s: %w", dir, err)
@@ -142,6 +147,21 @@ func hide(dir string, show []string) error {
 		}
 	}
 	return unix.MountSetattr(unix.AT_FDCWD, dir, unix.AT_RECURSIVE, &unix.MountAttr{Attr_set: unix.MOUNT_ATTR_RDONLY})
+}
+
+// hideFile puts nothing over file.
+func hideFile(file string) error {
+	file, err := filepath.EvalSymlinks(file)
+	if errors.Is(err, os.ErrNotExist) {
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	if err := unix.Mount(os.DevNull, file, "", unix.MS_BIND, ""); err != nil {
+		return fmt.Errorf("intercept: hide %s: %w", file, err)
+	}
+	return nil
 }
 
 // trust puts the bundle over the system's own, wherever that is.

@@ -32,6 +32,8 @@ type LaunchOptions struct {
 	Hide  []string
 	Show  []string
 	Trust string
+	// HideFiles are files that the command finds empty, if they are there: passwords, which root could read.
+	HideFiles []string
 
 	Stdin, Stdout, Stderr *os.File // nil means /dev/null
 }
@@ -121,7 +123,7 @@ func Launch(o LaunchOptions) (*Command, error) {
 		signal.Stop(c.signals)
 		return nil, fmt.Errorf("intercept: start in %s: %w", o.Cgroup, err)
 	}
-	err = gob.NewEncoder(ordersIn).Encode(order{o.Args, o.Env, o.Dir, o.User, o.Hide, o.Show, o.Trust})
+	err = gob.NewEncoder(ordersIn).Encode(order{o.Args, o.Env, o.Dir, o.User, o.Hide, o.Show, o.Trust, o.HideFiles})
 	ordersIn.Close()
 	if err == nil {
 		err = began(failure)
@@ -145,6 +147,7 @@ type order struct {
 	Hide      []string
 	Show      []string
 	Trust     string
+	HideFiles []string
 }
 
 // A report is what the stage writes to descriptor 4 if it fails. That descriptor is closed when the command begins.

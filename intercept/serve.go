@@ -41,11 +41,11 @@ var (
 
 // Counters count connections since Open.
 type Counters struct {
-	Handled  uint64 // passed to the handler
-	NoRecord uint64 // reset, because they came from no agent
-	Refused  uint64 // reset for another reason
-	Panics   uint64 // ended because the handler panicked
-	Open     int64  // being handled now
+	Handled  uint64 `json:"handled"`   // passed to the handler
+	NoRecord uint64 `json:"no_record"` // reset, because they came from no agent
+	Refused  uint64 `json:"refused"`   // reset for another reason
+	Panics   uint64 `json:"panics"`    // ended because the handler panicked
+	Open     int64  `json:"open"`      // being handled now
 }
 
 type counters struct {

@@ -9,7 +9,7 @@ import (
 	"io"
 	"net"
 	"os"
-	"sync/atomic"
+	"sync"
 	"time"
 
 	"github.com/google/uuid"
@@ -17,7 +17,6 @@ import (
 	"sallyport/intercept"
 	"sallyport/policy"
 	"sallyport/policy/approval"
-	"sallyport/policy/credential"
 	"sallyport/protocols"
 	"sallyport/recorder"
 )
@@ -31,32 +30,18 @@ const (
 
 // handle mediates one connection of an agent.
 func (n *node) handle(ctx context.Context, c *intercept.Connection) {
-	name, host, ok := n.router.Match(c.Destination)
-	var target *policy.Target
-	if ok {
-		target = targetNamed(n.engine.Policy().Config(), name)
-	}
-	switch {
-	case target == nil:
-		n.refuse(ctx, c, nil, fmt.Sprintf("sallyport: no target covers %s, so agent %q may not connect there; ask an operator to add one", c.Destination, c.Agent))
-		return
-	case !target.Admits(c.Agent):
-		n.refuse(ctx, c, target, fmt.Sprintf("sallyport: agent %q is not among the agents of target %q", c.Agent, name))
-		return
-	}
-	protocol := n.protocols[target.Protocol]
-	session, err := n.newSession(c, target, host, protocol)
+	session, protocol, target, err := n.open(c)
 	if err != nil {
-		n.refuse(ctx, c, target, "sallyport: "+err.Error())
+		n.refuse(ctx, c, target, err.Error())
 		return
 	}
 	record, err := n.record.Begin(session)
 	if err != nil {
-		n.log.Error("no session without a record", "target", name, "error", err)
-		n.refuse(ctx, c, target, "sallyport: no session may begin because it could not be recorded; tell an operator: "+err.Error())
+		n.log.Error("no session without a record", "target", target.Name, "error", err)
+		n.refuse(ctx, c, target, "no session may begin because it could not be recorded; tell an operator: "+err.Error())
 		return
 	}
-	session.Journal = journal{record, n.desk}
+	session.Journal = journal{record, n.desk, &n.outcomes}
 	defer func() {
 		if p := recover(); p != nil {
 			n.seal(session, record, fmt.Sprintf("panic: %v", p))
@@ -66,9 +51,28 @@ func (n *node) handle(ctx context.Context, c *intercept.Connection) {
 	var reason string
 	if err := protocol.Serve(ctx, session); err != nil && !errors.Is(err, io.EOF) {
 		reason = err.Error()
-		n.log.Info("session ended with an error", "session", session.ID, "agent", session.Agent, "target", name, "error", err)
+		n.log.Info("session ended with an error", "session", session.ID, "agent", session.Agent, "target", target.Name, "error", err)
 	}
 	n.seal(session, record, reason)
+}
+
+// open finds the target of a connection and makes its session, all by one configuration. target is nil if there is none.
+func (n *node) open(c *intercept.Connection) (s *protocols.Session, p *protocols.Protocol, target *policy.Target, err error) {
+	n.inForce.RLock()
+	defer n.inForce.RUnlock()
+	name, host, ok := n.router.Match(c.Destination)
+	if ok {
+		target = targetNamed(n.engine.Policy().Config(), name)
+	}
+	switch {
+	case target == nil:
+		return nil, nil, nil, fmt.Errorf("no target covers %s, so agent %q may not connect there; ask an operator to add one", c.Destination, c.Agent)
+	case !target.Admits(c.Agent):
+		return nil, nil, target, fmt.Errorf("agent %q is not among the agents of target %q", c.Agent, name)
+	}
+	p = n.protocols[target.Protocol]
+	s, err = n.newSession(c, target, host, p)
+	return s, p, target, err
 }
 
 func targetNamed(c *policy.Config, name string) *policy.Target {
@@ -99,7 +103,7 @@ func (n *node) newSession(c *intercept.Connection, t *policy.Target, host string
 		return nil, err
 	}
 	address := c.Destination.String()
-	login := n.logins.of(t.Name)
+	login := n.logins[t.Name]
 	return &protocols.Session{
 		ID: id.String(), Agent: c.Agent, Run: c.Run, Process: c.Process, Target: t.Name, Protocol: p.Name, Started: time.Now(),
 		Client:    c.TCPConn,
@@ -195,26 +199,13 @@ func verifyChain(s tls.ConnectionState, roots *x509.CertPool) error {
 // journal is a session's record, which also tells the desk how what was approved ended.
 type journal struct {
 	*recorder.Session
-	desk *approval.Desk
+	desk     *approval.Desk
+	outcomes *sync.WaitGroup // those that the desk is being told
 }
 
 func (j journal) Outcome(x *protocols.Exchange, o protocols.Outcome) error {
 	if x.Ticket != "" && x.Decision.Verdict == protocols.Allow { // refused, it says nothing about the one that ran
-		go j.desk.Finished(x.Ticket, o)
+		j.outcomes.Go(func() { j.desk.Finished(x.Ticket, o) })
 	}
 	return j.Session.Outcome(x, o)
-}
-
-// logins are the targets' sources of credentials in force. It is safe for concurrent use.
-type logins struct {
-	current atomic.Pointer[map[string]*credential.Source]
-}
-
-func (l *logins) set(sources map[string]*credential.Source) { l.current.Store(&sources) }
-
-func (l *logins) of(target string) *credential.Source {
-	if m := l.current.Load(); m != nil {
-		return (*m)[target]
-	}
-	return nil
 }

@@ -2,9 +2,12 @@ package main
 
 import (
 	"context"
+	"errors"
 	"fmt"
+	"net"
 	"os"
 	"os/signal"
+	"sync"
 	"syscall"
 	"time"
 
@@ -39,6 +42,13 @@ func runDaemon(ctx context.Context, configPath string) error {
 	if err != nil {
 		return err
 	}
+	if os.Geteuid() != 0 {
+		return errors.New("only root may run the daemon: it loads programs into the kernel; use sudo")
+	}
+	if conn, err := net.Dial("unix", config.Daemon.Socket); err == nil {
+		conn.Close()
+		return fmt.Errorf("another sallyport daemon is running: it answers on %s", config.Daemon.Socket)
+	}
 	log := newLog(&config.Daemon)
 	n, err := openNode(ctx, configPath, log)
 	if err != nil {
@@ -49,21 +59,27 @@ func runDaemon(ctx context.Context, configPath string) error {
 	hangUp := make(chan os.Signal, 1)
 	signal.Notify(hangUp, syscall.SIGHUP)
 	defer signal.Stop(hangUp)
-	go n.reloadLoop(ctx, hangUp)
-	go n.router.Run(ctx)
-	go n.desk.Run(ctx)
-	go n.serveNames(ctx)
+	var aside sync.WaitGroup
+	aside.Go(func() { n.reloadLoop(ctx, hangUp) })
+	aside.Go(func() { n.router.Run(ctx) })
+	aside.Go(func() { n.desk.Run(ctx) })
+	aside.Go(func() { n.serveNames(ctx) })
 	served := make(chan error, 1)
 	go func() { served <- n.gate.Serve(ctx, n.handle) }()
 	stopControl, err := n.admit(ctx)
 	if err != nil {
 		cancel()
 		<-served
+		aside.Wait()
 		return n.end(err)
 	}
-	defer stopControl()
 	log.Info("ready", "proxy", n.gate.Addresses(), "control", config.Daemon.Socket, "targets", len(config.Targets), "agents", len(n.gate.Agents()))
 	err = <-served
+	// Nobody may ask for anything any more before what would answer is closed.
+	stopControl()
+	cancel()
+	aside.Wait()
+	n.outcomes.Wait()
 	log.Info("stopped: until a daemon starts again, agents' connections are refused")
 	return n.end(err)
 }

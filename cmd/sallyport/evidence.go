@@ -2,7 +2,9 @@ package main
 
 import (
 	"context"
+	"errors"
 	"fmt"
+	"io/fs"
 	"os"
 	"path/filepath"
 	"slices"
@@ -16,7 +18,7 @@ import (
 )
 
 func evidenceCommand() *cobra.Command {
-	c := &cobra.Command{Use: "evidence", Short: "The audit log as a whole: its key, and whether it is whole"}
+	c := group(&cobra.Command{Use: "evidence", Short: "The audit log as a whole: its key, and whether it is whole"})
 	evidenceFlags(c)
 	key := &cobra.Command{
 		Use:   "key",
@@ -60,6 +62,9 @@ func evidence(c *cobra.Command) (dir, key string, err error) {
 	if key, _ = c.Flags().GetString("key"); key == "" {
 		text, err := os.ReadFile(filepath.Join(dir, "key.pub"))
 		if err != nil {
+			if errors.Is(err, fs.ErrPermission) {
+				return "", "", fmt.Errorf("only root may read the evidence here: %w; use sudo, or a copy with --dir", err)
+			}
 			return "", "", fmt.Errorf("no evidence there: %w", err)
 		}
 		key = strings.TrimSpace(string(text))

@@ -62,6 +62,36 @@ A first session, as root:
 	return root
 }
 
+// group is a command that only has others below it. A word that is none of them is an error, and not a question for help.
+func group(c *cobra.Command) *cobra.Command {
+	c.RunE = func(c *cobra.Command, args []string) error {
+		if len(args) == 0 {
+			return c.Help()
+		}
+		names := ""
+		for _, sub := range c.Commands() {
+			names += " " + sub.Name()
+		}
+		if near := c.SuggestionsFor(args[0]); len(near) > 0 {
+			return fmt.Errorf("no command %q below %q: did you mean %q?", args[0], c.CommandPath(), near[0])
+		}
+		return fmt.Errorf("no command %q below %q; there are:%s", args[0], c.CommandPath(), names)
+	}
+	c.Args = cobra.ArbitraryArgs
+	c.SuggestionsMinimumDistance = 2
+	return c
+}
+
+// oneID wants exactly one argument.
+func oneID(what string) cobra.PositionalArgs {
+	return func(c *cobra.Command, args []string) error {
+		if len(args) != 1 {
+			return fmt.Errorf("which %s? usage: %s", what, c.UseLine())
+		}
+		return nil
+	}
+}
+
 func configPath(c *cobra.Command) string {
 	path, _ := c.Flags().GetString("config")
 	return path

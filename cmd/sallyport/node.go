@@ -10,6 +10,7 @@ import (
 	"net/netip"
 	"os"
 	"path/filepath"
+	"sync"
 
 	"github.com/hashicorp/go-hclog"
 
@@ -31,15 +32,21 @@ type node struct {
 	log        hclog.Logger
 	protocols  map[string]*protocols.Protocol
 
-	record *recorder.Log
-	store  *approval.SQLite
-	desk   *approval.Desk
-	engine *policy.Engine
-	logins *logins
-	router *intercept.Router
-	ca     *intercept.CA
-	bundle string // file with the roots that agents should trust
-	gate   *intercept.Interceptor
+	record  *recorder.Log
+	store   *approval.SQLite
+	desk    *approval.Desk
+	engine  *policy.Engine
+	maskers policy.MaskFactory
+	router  *intercept.Router
+	ca      *intercept.CA
+	bundle  string // file with the roots that agents should trust
+
+	outcomes sync.WaitGroup // of what was approved, on their way to the desk
+	loading  sync.Mutex     // one configuration at a time
+
+	inForce sync.RWMutex                  // held while router, engine and logins change together
+	logins  map[string]*credential.Source // by target; guarded by inForce
+	gate    *intercept.Interceptor
 }
 
 // openNode opens everything in the order in which it is needed: evidence first, the kernel last.
@@ -48,7 +55,7 @@ func openNode(ctx context.Context, configPath string, log hclog.Logger) (n *node
 	if err != nil {
 		return nil, err
 	}
-	n = &node{configPath: configPath, config: config, log: log, protocols: make(map[string]*protocols.Protocol), logins: &logins{}}
+	n = &node{configPath: configPath, config: config, log: log, protocols: make(map[string]*protocols.Protocol)}
 	for i := range all.Protocols {
 		n.protocols[all.Protocols[i].Name] = &all.Protocols[i]
 	}
@@ -74,7 +81,8 @@ func openNode(ctx context.Context, configPath string, log hclog.Logger) (n *node
 	if err != nil {
 		return n, err
 	}
-	n.engine = policy.NewEngine(all.Protocols, approver{n.desk}, maskFactory(key))
+	n.maskers = maskFactory(key)
+	n.engine = policy.NewEngine(all.Protocols, approver{n.desk}, n.maskers)
 	if n.ca, err = intercept.OpenCA(filepath.Join(state, "ca")); err != nil {
 		return n, err
 	}
@@ -121,8 +129,10 @@ func (n *node) close() error {
 	return errors.Join(errs...)
 }
 
-// load puts a configuration's targets and rules in force. After an error those before stay.
+// load puts a configuration's targets and rules in force, once that is on record. After an error those before stay.
 func (n *node) load(ctx context.Context, c *policy.Config) error {
+	n.loading.Lock()
+	defer n.loading.Unlock()
 	sources, err := newLogins(c)
 	if err != nil {
 		return err
@@ -137,18 +147,29 @@ func (n *node) load(ctx context.Context, c *policy.Config) error {
 			return err
 		}
 	}
-	before := n.engine.Policy()
+	hash, err := c.Hash()
+	if err != nil {
+		return err
+	}
+	// A try, so that what is put on record is what happens.
+	if _, err := policy.Compile(c, all.Protocols, approver{n.desk}, n.maskers); err != nil {
+		return err
+	}
+	if err := n.record.Audit("policy.loaded", map[string]any{"file": n.configPath, "policy": hash}); err != nil {
+		return err
+	}
+	// No connection gets a target of one file with the log-in of another: new ones wait for as long as looking up the names
+	// of targets takes.
+	n.inForce.Lock()
+	defer n.inForce.Unlock()
+	if err := n.router.Set(ctx, matches); err != nil {
+		return err
+	}
 	if err := n.engine.Use(c); err != nil {
 		return err
 	}
-	if err := n.router.Set(ctx, matches); err != nil {
-		if before != nil {
-			err = errors.Join(err, n.engine.Use(before.Config()))
-		}
-		return err
-	}
-	n.logins.set(sources)
-	return n.record.Audit("policy.loaded", map[string]any{"file": n.configPath, "policy": n.engine.Policy().Hash()})
+	n.logins = sources
+	return nil
 }
 
 // reload reads the configuration file anew.
@@ -217,15 +238,24 @@ func maskFactory(key []byte) policy.MaskFactory {
 	}
 }
 
-// maskKey reads the installation's key for tokens and hashes, or makes it.
+// maskKey reads the installation's key for tokens and hashes, or makes it: whole or not at all.
 func maskKey(path string) ([]byte, error) {
 	key, err := os.ReadFile(path)
-	if errors.Is(err, fs.ErrNotExist) {
-		key = make([]byte, 32)
-		rand.Read(key)
-		return key, os.WriteFile(path, key, 0o600)
+	if !errors.Is(err, fs.ErrNotExist) {
+		return key, err
 	}
-	return key, err
+	key = make([]byte, 32)
+	rand.Read(key)
+	draft, err := os.CreateTemp(filepath.Dir(path), ".mask.key-*") // with mode 0600
+	if err != nil {
+		return nil, err
+	}
+	defer os.Remove(draft.Name()) // unless it was renamed
+	_, err = draft.Write(key)
+	if err := errors.Join(err, draft.Sync(), draft.Close()); err != nil {
+		return nil, err
+	}
+	return key, os.Rename(draft.Name(), path)
 }
 
 // newLogins makes the source of each target's login.

@@ -1,7 +1,11 @@
 package main
 
 import (
+	"errors"
 	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
 	"strings"
 
 	"github.com/spf13/cobra"
@@ -12,7 +16,7 @@ import (
 )
 
 func policyCommand() *cobra.Command {
-	c := &cobra.Command{Use: "policy", Short: "Check a configuration, and ask what it decides"}
+	c := group(&cobra.Command{Use: "policy", Short: "Check a configuration, and ask what it decides"})
 	check := &cobra.Command{
 		Use:   "check [FILE]",
 		Short: "Say what is wrong with a configuration before it takes effect",
@@ -24,12 +28,12 @@ func policyCommand() *cobra.Command {
 		Use:     "explain TEXT",
 		Short:   "Say what the policy decides on a request, and why",
 		Example: `  sallyport policy explain --target orders --agent night-shift "DELETE FROM customers"`,
-		Args:    cobra.ExactArgs(1),
+		Args:    oneID("text"),
 		RunE:    explainPolicy,
 	}
 	explain.Flags().Bool("json", false, "print JSON")
 	explain.Flags().String("target", "", "name of the target (default: the only one)")
-	explain.Flags().String("agent", "", "name of the agent")
+	explain.Flags().String("agent", "", "name of the agent (default: one that the target is open to)")
 	explain.Flags().StringToString("session", nil, "attributes of the session, such as database=shop")
 	c.AddCommand(check, explain)
 	return c
@@ -40,7 +44,7 @@ func checkPolicy(c *cobra.Command, args []string) error {
 	if len(args) == 1 {
 		path = args[0]
 	}
-	findings := policy.Check(path, all.Protocols, maskFactory(make([]byte, 32)))
+	findings := append(policy.Check(path, all.Protocols, maskFactory(make([]byte, 32))), surroundings(path)...)
 	if asJSON, _ := c.Flags().GetBool("json"); asJSON {
 		if err := printJSON(c.OutOrStdout(), findings); err != nil {
 			return err
@@ -77,6 +81,9 @@ func explainPolicy(c *cobra.Command, args []string) error {
 	}
 	session := &protocols.Session{Target: target.Name, Protocol: target.Protocol}
 	session.Agent, _ = c.Flags().GetString("agent")
+	if session.Agent == "" {
+		session.Agent = someAgent(target)
+	}
 	attributes, _ := c.Flags().GetStringToString("session")
 	for k, v := range attributes {
 		session.Describe(k, v)
@@ -91,6 +98,43 @@ func explainPolicy(c *cobra.Command, args []string) error {
 	}
 	_, err = fmt.Fprintln(c.OutOrStdout(), x)
 	return err
+}
+
+// surroundings are warnings about what a configuration relies on beside itself.
+func surroundings(path string) (found []policy.Finding) {
+	config, err := policy.Read(path)
+	if err != nil {
+		return nil // Check has said so
+	}
+	warn := func(line int, format string, args ...any) {
+		found = append(found, policy.Finding{File: path, Line: line, Severity: "warning", Message: fmt.Sprintf(format, args...)})
+	}
+	if len(config.Targets) == 0 {
+		warn(1, "there is no target: agents reach nothing at all")
+	}
+	for _, t := range config.Targets {
+		if file := t.Login.Password.File; filepath.IsAbs(file) {
+			if _, err := os.Stat(file); errors.Is(err, fs.ErrNotExist) {
+				warn(t.Pos.Line, "target %s: there is no password file %s on this machine", t.Name, file)
+			}
+		}
+		if t.CA != "" {
+			if _, err := upstreamTLS(&t, ""); err != nil {
+				warn(t.Pos.Line, "%v", err)
+			}
+		}
+	}
+	return found
+}
+
+// someAgent is the name of an agent that a target is open to.
+func someAgent(t *policy.Target) string {
+	for _, name := range t.Agents {
+		if name != "*" {
+			return name
+		}
+	}
+	return "some-agent"
 }
 
 func theTarget(config *policy.Config, name string) (*policy.Target, error) {

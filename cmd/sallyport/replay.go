@@ -28,7 +28,7 @@ to the policy in the configuration, and the report says what it would decide tod
 Never name a database here whose contents matter: everything that was allowed is run again.`,
 		Example: `  sallyport replay 0190a1c2-... --target postgres://postgres@127.0.0.1:5433/scratch
   sallyport replay 0190a1c2-... --dry --config new-policy.toml`,
-		Args: cobra.ExactArgs(1),
+		Args: oneID("session"),
 		RunE: runReplay,
 	}
 	evidenceFlags(c)

@@ -2,6 +2,7 @@ package main
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"time"
 
@@ -13,12 +14,12 @@ import (
 )
 
 func requestsCommand() *cobra.Command {
-	c := &cobra.Command{
+	c := group(&cobra.Command{
 		Use:   "requests",
 		Short: "See and decide what waits for a human",
 		Long: `Requests that a rule holds wait here for a human. Who you are is what the kernel says of you; an agent, or anything
 that runs inside one, cannot vote, and neither can who asked.`,
-	}
+	})
 	c.PersistentFlags().Bool("json", false, "print JSON")
 	c.PersistentFlags().String("socket", "", "control socket of the daemon (default: the configuration's)")
 	list := &cobra.Command{
@@ -28,7 +29,7 @@ that runs inside one, cannot vote, and neither can who asked.`,
 		RunE:  listRequests,
 	}
 	list.Flags().Bool("all", false, "also those that are over")
-	show := &cobra.Command{Use: "show ID", Short: "Show all of one request", Args: cobra.ExactArgs(1), RunE: showRequest}
+	show := &cobra.Command{Use: "show ID", Short: "Show all of one request", Args: oneID("request"), RunE: showRequest}
 	c.AddCommand(list, show,
 		vote("approve", "Say yes: the same request may then run once", (*approval.Client).Approve),
 		vote("deny", "Say no", (*approval.Client).Deny),
@@ -55,7 +56,7 @@ func listRequests(c *cobra.Command, _ []string) error {
 	}
 	lines, err := approval.NewClient(socketPath(c)).List(c.Context(), 500, states...)
 	if err != nil {
-		return err
+		return reachable(err)
 	}
 	if json, _ := c.Flags().GetBool("json"); json {
 		return approval.PrintJSON(c.OutOrStdout(), lines)
@@ -66,9 +67,17 @@ func listRequests(c *cobra.Command, _ []string) error {
 func showRequest(c *cobra.Command, args []string) error {
 	t, err := approval.NewClient(socketPath(c)).Show(c.Context(), args[0])
 	if err != nil {
-		return err
+		return reachable(err)
 	}
 	return printTicket(c, t)
+}
+
+// reachable adds the mend where there is no daemon to ask.
+func reachable(err error) error {
+	if errors.Is(err, unix.ENOENT) || errors.Is(err, unix.ECONNREFUSED) {
+		return fmt.Errorf("%w; is a daemon running, and is --config or --socket the same as its own?", err)
+	}
+	return err
 }
 
 func printTicket(c *cobra.Command, t approval.Ticket) error {
@@ -82,14 +91,14 @@ func vote(verb, short string, do func(*approval.Client, context.Context, string,
 	c := &cobra.Command{
 		Use:   verb + " ID",
 		Short: short,
-		Args:  cobra.ExactArgs(1),
+		Args:  oneID("request"),
 		RunE: func(c *cobra.Command, args []string) error {
 			client := approval.NewClient(socketPath(c))
 			comment, _ := c.Flags().GetString("comment")
 			// What is decided is what stands there now: a request cannot change under the vote.
 			seen, err := client.Show(c.Context(), args[0])
 			if err != nil {
-				return err
+				return reachable(err)
 			}
 			t, err := do(client, c.Context(), seen.ID, approval.Answer{Digest: seen.Digest, Comment: comment})
 			if err != nil {

@@ -1,7 +1,6 @@
 package main
 
 import (
-	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -10,6 +9,7 @@ import (
 	"os/exec"
 	"os/user"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 	"syscall"
@@ -39,7 +39,12 @@ what it left running in the background then ends too.
 If no daemon runs, one is started for as long as the command lasts.`,
 		Example: `  sudo sallyport run --config config.toml -- psql -h orders.db.internal orders
   sudo sallyport run --name night-shift -- python3 agent.py`,
-		Args: cobra.MinimumNArgs(1),
+		Args: func(_ *cobra.Command, args []string) error {
+			if len(args) == 0 {
+				return errors.New("which command? usage: sallyport run [flags] -- COMMAND [ARGUMENT...]")
+			}
+			return nil
+		},
 		RunE: func(c *cobra.Command, args []string) error {
 			name, _ := c.Flags().GetString("name")
 			as, _ := c.Flags().GetString("user")
@@ -83,21 +88,25 @@ func runAgent(ctx context.Context, configPath, name, as string, args []string) (
 	if err != nil {
 		return err
 	}
+	var added AgentAdded
 	defer func() {
 		ctx, cancel := context.WithTimeout(ctx, leftoverTimeout)
 		defer cancel()
 		if removeErr := intercept.RemoveCgroup(ctx, dir); removeErr != nil && err == nil {
 			err = removeErr
 		}
+		if added.Run != "" { // if the daemon has gone meanwhile, the next one finds the cgroup gone
+			api.do(ctx, http.MethodDelete, "/agents/"+added.Run, nil, new(map[string]string))
+		}
 	}()
-	var added AgentAdded
 	if err := api.do(ctx, http.MethodPost, "/agents", NewAgent{Name: name, Cgroup: dir}, &added); err != nil {
 		return err
 	}
 	command, err := intercept.Launch(intercept.LaunchOptions{
-		Cgroup: dir, Args: args, Env: environment(account, added.Bundle), User: account,
+		Cgroup: dir, Args: args, Env: environment(config, account, added.Bundle), User: account,
 		Hide: []string{config.Daemon.State, config.Daemon.Pins, filepath.Dir(config.Daemon.Socket)}, Show: []string{added.Bundle}, Trust: added.Bundle,
-		Stdin: os.Stdin, Stdout: os.Stdout, Stderr: os.Stderr,
+		HideFiles: passwordFiles(config),
+		Stdin:     os.Stdin, Stdout: os.Stdout, Stderr: os.Stderr,
 	})
 	var launch *intercept.LaunchError
 	if errors.As(err, &launch) {
@@ -117,15 +126,31 @@ func runAgent(ctx context.Context, configPath, name, as string, args []string) (
 	return nil
 }
 
-// environment is this program's own, with the roots to trust where clients look for them by name.
-func environment(a intercept.Account, bundle string) []string {
-	env := a.Environ(os.Environ())
+// environment is this program's own, with the roots to trust where clients look for them by name, and without the passwords
+// that targets take from there.
+func environment(config *policy.Config, a intercept.Account, bundle string) []string {
+	env := slices.DeleteFunc(a.Environ(os.Environ()), func(e string) bool {
+		name, _, _ := strings.Cut(e, "=")
+		return slices.ContainsFunc(config.Targets, func(t policy.Target) bool { return t.Login.Password.Env == name })
+	})
 	for _, name := range []string{"SSL_CERT_FILE", "CURL_CA_BUNDLE", "REQUESTS_CA_BUNDLE", "GIT_SSL_CAINFO", "NODE_EXTRA_CA_CERTS", "PGSSLROOTCERT"} {
 		if os.Getenv(name) == "" {
 			env = append(env, name+"="+bundle)
 		}
 	}
 	return env
+}
+
+// passwordFiles are what an agent that runs as root could read.
+func passwordFiles(config *policy.Config) (files []string) {
+	for _, t := range config.Targets {
+		if file := t.Login.Password.File; filepath.IsAbs(file) {
+			files = append(files, file)
+		} else if dir := os.Getenv("CREDENTIALS_DIRECTORY"); file != "" && dir != "" {
+			files = append(files, filepath.Join(dir, file))
+		}
+	}
+	return files
 }
 
 func accountOf(name string) (intercept.Account, error) {
@@ -167,11 +192,16 @@ func ensureDaemon(ctx context.Context, api *control, configPath string) (stop fu
 	if err != nil {
 		return nil, err
 	}
-	var log bytes.Buffer
 	daemon := exec.Command(self, "daemon", "--config", configPath)
-	daemon.Stderr = &log
+	log, err := os.CreateTemp("", "sallyport-daemon-*.log")
+	if err != nil {
+		return nil, err
+	}
+	defer log.Close()
+	daemon.Stderr = log
 	daemon.SysProcAttr = &syscall.SysProcAttr{Setpgid: true} // a keyboard's signals are for the command
 	if err := daemon.Start(); err != nil {
+		os.Remove(log.Name())
 		return nil, err
 	}
 	ended := make(chan error, 1)
@@ -183,16 +213,19 @@ func ensureDaemon(ctx context.Context, api *control, configPath string) (stop fu
 	for {
 		select {
 		case err := <-ended:
-			return nil, fmt.Errorf("the daemon did not start: %w\n%s", err, strings.TrimSpace(log.String()))
+			text, _ := os.ReadFile(log.Name())
+			os.Remove(log.Name())
+			return nil, fmt.Errorf("the daemon did not start: %w\n%s", err, strings.TrimSpace(string(text)))
 		case <-ctx.Done():
 			daemon.Process.Kill()
-			return nil, fmt.Errorf("the daemon did not get ready in %s", startTimeout)
+			return nil, fmt.Errorf("the daemon did not get ready in %s; its log is in %s", startTimeout, log.Name())
 		case <-poll.C:
 		}
 		if api.do(ctx, http.MethodGet, "/status", nil, &s) == nil {
 			return func() {
 				daemon.Process.Signal(syscall.SIGTERM)
 				<-ended
+				os.Remove(log.Name())
 			}, nil
 		}
 	}

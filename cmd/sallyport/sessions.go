@@ -16,18 +16,18 @@ import (
 )
 
 func sessionsCommand() *cobra.Command {
-	c := &cobra.Command{Use: "sessions", Short: "See what agents did, and check that the record is whole"}
+	c := group(&cobra.Command{Use: "sessions", Short: "See what agents did, and check that the record is whole"})
 	evidenceFlags(c)
 	list := &cobra.Command{Use: "list", Short: "List sessions, newest first", Args: cobra.NoArgs, RunE: listSessions}
 	list.Flags().Int("limit", 50, "at most so many")
 	list.Flags().String("agent", "", "only of this agent")
 	list.Flags().String("target", "", "only with this target")
 	list.Flags().Duration("since", 0, "only those begun within this time, such as 24h")
-	show := &cobra.Command{Use: "show ID", Short: "Tell the story of one session", Args: cobra.ExactArgs(1), RunE: showSession}
+	show := &cobra.Command{Use: "show ID", Short: "Tell the story of one session", Args: oneID("session"), RunE: showSession}
 	verify := &cobra.Command{
 		Use:   "verify ID",
 		Short: "Check that one session's record is whole, or say what is wrong with it",
-		Args:  cobra.ExactArgs(1),
+		Args:  oneID("session"),
 		RunE:  func(c *cobra.Command, args []string) error { return verifyEvidence(c, args[0]) },
 	}
 	c.AddCommand(list, show, verify)

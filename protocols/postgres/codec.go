@@ -28,8 +28,8 @@ type codec struct {
 	midway  bool // a message is passing to the client: this is no moment for another
 
 	asking  asking
-	reading *pgsql.Reading // of a long text, which is being read aside
-	context string         // what was said about search_path
+	aside   *longRead // a long text that is read while others go on
+	context string    // what was said about search_path
 
 	segment  uint64 // counts Syncs, from 1: what the server skips after an error ends with one
 	dirty    bool   // something was forwarded in this segment
@@ -117,6 +117,9 @@ func known(kind byte) bool {
 
 func (c *codec) clientMessage(msg []byte, out *relay.Out) error {
 	kind, body := msg[0], msg[5:]
+	if kind != 'Q' && kind != 'P' && kind != 'B' || c.skipping {
+		c.aside = nil
+	}
 	switch {
 	case kind == 'X':
 		out.Forward(msg)
@@ -158,7 +161,7 @@ func (c *codec) Resolve(x *protocols.Exchange, held []byte, out *relay.Out) erro
 	}
 	ask := c.asking
 	if x.Decision.Verdict == protocols.Allow && !c.skipping {
-		to, found, err := c.shield.copies(x.Decision.Mask, ask.a)
+		to, found, err := c.shield.copies(x.Decision.Mask, ask.a, x.Request.Transaction)
 		var l *lookUp
 		if errors.As(err, &l) {
 			out.Wait(l.work)

@@ -546,3 +546,37 @@ func TestARewrittenStatementRunsOnlyAsItWasPrepared(t *testing.T) {
 		<< E ERROR 26000 "sallyport: the statement was prepared as another text than may run now" "" "Prepare it again." | Z I
 	`)
 }
+
+// What was read aside for one text must never speak for another: here the server fails the segment while a long, harmless
+// text is being read, so that it is skipped, and then comes a long text that is not harmless.
+func TestAReadingServesNoOtherText(t *testing.T) {
+	c := testCodec(&protocols.Session{Journal: protocoltest.Discard{}})
+	defer c.Close()
+	harmless := "select '" + strings.Repeat("x", longText) + "'"
+	drop := "drop table customers -- " + strings.Repeat("x", longText)
+	out := new(relay.Out)
+	step := func(words string, meanwhile func()) protocols.Request {
+		t.Helper()
+		b, err := encodeWords(protocols.Client, words)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if n, err := c.Client(b, out); n != 0 || err != nil {
+			t.Fatalf("consumed %d at once, %v", n, err)
+		}
+		out.Work()(t.Context())
+		out.Reset()
+		meanwhile()
+		if _, err := c.Client(b, out); err != nil {
+			t.Fatal(err)
+		}
+		r, _ := out.Asked()
+		out.Reset()
+		return r
+	}
+	step("P - "+strconv.Quote(harmless), func() { c.skipping = true })
+	c.skipping = false
+	if r := step("Q "+strconv.Quote(drop), func() {}); r.Text != drop || !r.Effects.Has(protocols.Destroy) {
+		t.Errorf("asked about %.20q as %v", r.Text, r.Effects)
+	}
+}

@@ -12,7 +12,7 @@ import (
 // copies reports whether a text puts a value that is hidden where it would be found without its mask, and names the relation
 // or the function that it goes to. What cannot be found out counts as yes. The error is a *lookUp if
 // the catalog must be asked first; the answer is then kept for the next call with the same text.
-func (h *shield) copies(m protocols.Masker, a *pgsql.Analysis) (to string, found bool, err error) {
+func (h *shield) copies(m protocols.Masker, a *pgsql.Analysis, inTransaction bool) (to string, found bool, err error) {
 	if m == nil || a == nil || !m.Fields() || !stores(a) {
 		return "", false, nil
 	}
@@ -20,7 +20,7 @@ func (h *shield) copies(m protocols.Masker, a *pgsql.Analysis) (to string, found
 		h.copied = nil
 		return c.to, c.found, nil
 	}
-	v := &veil{h: h, via: h.via, mask: m, a: a, altered: h.altered}
+	v := &veil{h: h, via: h.via, mask: m, a: a, altered: h.altered && inTransaction}
 	v.via.bare = v.altered
 	work := func(ctx context.Context) {
 		c := &copyCheck{a: a, mask: m}

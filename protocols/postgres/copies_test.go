@@ -25,7 +25,7 @@ func copier(t *testing.T, m protocols.Masker) func(sql string) (string, bool) {
 	h := &shield{cat: newCatalog("copies"), via: *sideDialer(t, "trusted")}
 	c := pgsql.NewCache(nil)
 	return func(sql string) (string, bool) {
-		to, found, err := h.copies(m, c.Analyze(new(pgsql.Session), sql))
+		to, found, err := h.copies(m, c.Analyze(new(pgsql.Session), sql), false)
 		if err != nil {
 			t.Errorf("%s: %v", sql, err)
 		}
@@ -113,7 +113,7 @@ func TestWithoutACatalogNothingThatIsReadIsStored(t *testing.T) {
 	}}}
 	h := &shield{cat: newCatalog("copies"), via: *silent}
 	for _, sql := range []string{"UPDATE users SET email = lower(email)", "INSERT INTO orders (note) SELECT note FROM orders"} {
-		if _, found, err := h.copies(partly, pgsql.NewCache(nil).Analyze(nil, sql)); !found || err != nil {
+		if _, found, err := h.copies(partly, pgsql.NewCache(nil).Analyze(nil, sql), false); !found || err != nil {
 			t.Errorf("%s: %v, %v", sql, found, err)
 		}
 	}
@@ -124,13 +124,13 @@ func TestAnAnswerIsLookedUpAsideAndGivenOnce(t *testing.T) {
 	h := &shield{cat: newCatalog("copies"), via: *sideDialer(t, "trusted"), later: true}
 	a := pgsql.NewCache(nil).Analyze(nil, "INSERT INTO orders (note) SELECT email FROM users")
 	for range 2 {
-		_, found, err := h.copies(partly, a)
+		_, found, err := h.copies(partly, a, false)
 		var l *lookUp
 		if found || !errors.As(err, &l) {
 			t.Fatalf("before the look-up: %v, %v", found, err)
 		}
 		l.work(context.Background())
-		if to, found, err := h.copies(partly, a); !found || to != "orders" || err != nil {
+		if to, found, err := h.copies(partly, a, false); !found || to != "orders" || err != nil {
 			t.Fatalf("after it: %q, %v, %v", to, found, err)
 		}
 	}
@@ -141,7 +141,7 @@ func TestWithoutMaskedFieldsCopyingCostsNothing(t *testing.T) {
 	a := pgsql.NewCache(nil).Analyze(nil, "INSERT INTO orders (note) SELECT email FROM users")
 	for _, m := range []protocols.Masker{nil, &testMask{detects: true}} {
 		if n := testing.AllocsPerRun(100, func() {
-			if _, found, err := h.copies(m, a); found || err != nil {
+			if _, found, err := h.copies(m, a, false); found || err != nil {
 				t.Error(found, err)
 			}
 		}); n != 0 {

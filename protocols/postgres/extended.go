@@ -162,7 +162,7 @@ func (c *codec) execute(msg []byte, out *relay.Out) error {
 		c.push(turn{kind: 'D', own: true, answer: portal})
 		portal.described = c.segment
 	}
-	if portal.a.Refers() && c.cache.Analyze(&c.sql, portal.a.Text) != portal.a {
+	if portal.a.Refers() && !c.sql.Same(portal.a) {
 		return c.refuse('E', nil, refusal{code: codeNoPortal, message: "sallyport: what portal \"" + string(name) + "\" names has changed since it was bound",
 			hint: "Bind it again."}, out)
 	}

@@ -36,19 +36,27 @@ const longText = 8 << 10
 // errLater means that the message is to be given again, once out's work is done.
 var errLater = errors.New("postgres: later")
 
-// analyze returns what a text does, or errLater.
+// analyze returns what a text does, or errLater. What was read aside serves that very text, in the step that follows, and
+// nothing else: meanwhile the server may have made the client's message one to be skipped.
 func (c *codec) analyze(text string, out *relay.Out) (*pgsql.Analysis, error) {
+	aside := c.aside
+	c.aside = nil
 	if len(text) <= longText {
 		return c.cache.Analyze(&c.sql, text), nil
 	}
-	if r := c.reading; r != nil {
-		c.reading = nil
-		return r.Analysis(&c.sql), nil
+	if aside != nil && aside.text == text && aside.reading != nil {
+		return aside.reading.Analysis(&c.sql), nil
 	}
-	r, cache := new(pgsql.Reading), c.cache
-	c.reading = r
-	out.Wait(func(context.Context) { *r = *cache.Read(text) })
+	next, cache := &longRead{text: text}, c.cache
+	c.aside = next
+	out.Wait(func(context.Context) { next.reading = cache.Read(text) })
 	return nil, errLater
+}
+
+// An longRead is a long text that is being read, or was.
+type longRead struct {
+	text    string
+	reading *pgsql.Reading // nil until it was read
 }
 
 func (c *codec) resolveQuery(x *protocols.Exchange, ask asking, held []byte, out *relay.Out) error {
