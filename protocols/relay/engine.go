@@ -36,7 +36,15 @@ type pause struct {
 
 // advance runs the codec over f's bytes from done on, and returns how many are settled in all and why it stopped. They may
 // be discarded once f.out is written, not before.
-func (e *engine) advance(f *flow, done int) (int, pause) {
+// A panic of the codec is an error of the session.
+func (e *engine) advance(f *flow, done int) (settled int, why pause) {
+	settled = done
+	defer func() {
+		if p := recover(); p != nil {
+			f.out.Reset() // half a thing is worse than nothing
+			why = pause{err: panicked(p)}
+		}
+	}()
 	step := e.c.Client
 	if f.from == protocols.Server {
 		step = e.c.Server

@@ -223,7 +223,7 @@ func (r *relay) hold(ctx context.Context, f *flow, x *protocols.Exchange, n int)
 func (r *relay) resolve(ctx context.Context, f *flow, x *protocols.Exchange, n int) error {
 	for {
 		r.mu.Lock()
-		err := r.c.Resolve(x, f.buf.bytes()[:n], &f.out)
+		err := protect(func() error { return r.c.Resolve(x, f.buf.bytes()[:n], &f.out) })
 		work := f.out.work
 		if ferr := r.flush(f); err == nil {
 			err = ferr
@@ -267,8 +267,11 @@ func (r *relay) tellWhileWaiting(f *flow, x *protocols.Exchange, answer <-chan p
 				continue
 			}
 			r.mu.Lock()
-			n.Notice(x, &f.out)
-			if err := r.flush(f); err != nil {
+			err := protect(func() error { n.Notice(x, &f.out); return nil })
+			if flushErr := r.flush(f); err == nil {
+				err = flushErr
+			}
+			if err != nil {
 				cancel()
 				<-answer
 				return protocols.Decision{}, err

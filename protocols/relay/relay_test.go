@@ -27,12 +27,20 @@ type lines struct {
 	queue     []*protocols.Exchange // answers still due, in turn
 	looked    map[string]bool       // what was looked up, aside
 	interrupt chan struct{}
+	panicIn   atomic.Pointer[string] // "client", "server" or "work"
 	closed    bool
+}
+
+func (c *lines) mayPanic(where string) {
+	if w := c.panicIn.Load(); w != nil && *w == where {
+		panic(where)
+	}
 }
 
 func newLines() *lines { return &lines{interrupt: make(chan struct{}, 1)} }
 
 func (c *lines) Client(in []byte, out *relay.Out) (int, error) {
+	c.mayPanic("client")
 	n := bytes.IndexByte(in, '\n') + 1
 	if n == 0 {
 		return 0, nil
@@ -51,7 +59,10 @@ func (c *lines) Resolve(x *protocols.Exchange, held []byte, out *relay.Out) erro
 		return x.End(protocols.Outcome{Status: "refused"})
 	}
 	if text := x.Request.Text; strings.HasPrefix(text, "look") && !c.looked[text] {
-		out.Wait(func(context.Context) { c.looked = map[string]bool{text: true} })
+		out.Wait(func(context.Context) {
+			c.mayPanic("work")
+			c.looked = map[string]bool{text: true}
+		})
 		return nil
 	}
 	c.queue = append(c.queue, x)
@@ -64,6 +75,7 @@ func (c *lines) Notice(x *protocols.Exchange, out *relay.Out) {
 }
 
 func (c *lines) Server(in []byte, out *relay.Out) (int, error) {
+	c.mayPanic("server")
 	n := bytes.IndexByte(in, '\n') + 1
 	if n == 0 {
 		return 0, nil
@@ -540,22 +552,55 @@ func TestAServerThatHangsUpWhileARequestIsHeldLeavesAnEndOnRecord(t *testing.T) 
 }
 
 func TestAPanicEndsItsSessionOnly(t *testing.T) {
-	client, clientEnd := tcpPair(t)
-	serverEnd, _ := tcpPair(t)
-	session := &protocols.Session{Client: clientEnd, Gate: gate{}, Journal: &memory{}}
-	done := make(chan error, 1)
-	go func() { done <- relay.Run(t.Context(), session, serverEnd, panicky{newLines()}) }()
-	client.Write([]byte("hello\n"))
-	if err := <-done; err == nil || !strings.Contains(err.Error(), "panic: oh") {
-		t.Errorf("Run said %v", err)
+	for _, where := range []string{"client", "server", "work"} {
+		play(t, "", func(t *testing.T, s *scene) { // on the same loops as the sessions before
+			s.codec.panicIn.Store(&where)
+			s.say(s.client, "look up\n")
+			if where == "server" {
+				s.hear(s.server, "look up\n")
+				s.say(s.server, "found\n")
+			}
+			if err := <-s.done; err == nil || !strings.Contains(err.Error(), "panic: "+where) {
+				t.Errorf("%s: Run said %v", where, err)
+			}
+		})
 	}
-	play(t, "", func(t *testing.T, s *scene) { // on the same loops
+	play(t, "", func(t *testing.T, s *scene) {
 		s.say(s.client, "hello\n")
 		s.hear(s.server, "hello\n")
 		s.end()
 	})
 }
 
-type panicky struct{ *lines }
-
-func (panicky) Client([]byte, *relay.Out) (int, error) { panic("oh") }
+// One session that has more than the loop can move in a turn does not make the others wait longer and longer.
+func TestABusySessionLeavesTheOthersTheirTurns(t *testing.T) {
+	client, clientEnd := tcpPair(t)
+	serverEnd, server := tcpPair(t)
+	busy := &protocols.Session{Client: clientEnd, Gate: gate{}, Journal: protocoltest.Discard{}}
+	done := make(chan error, 1)
+	go func() { done <- relay.Run(t.Context(), busy, serverEnd, newLines()) }()
+	go io.Copy(io.Discard, client)
+	go func() {
+		block := append([]byte("#1048576\n"), make([]byte, 1<<20)...)
+		for range 300 {
+			if _, err := server.Write(block); err != nil {
+				return
+			}
+		}
+		server.Close()
+	}()
+	play(t, "", func(t *testing.T, s *scene) {
+		for i := range 200 {
+			s.say(s.client, "hello\n")
+			s.hear(s.server, "hello\n")
+			s.say(s.server, "hi\n")
+			s.hear(s.client, "hi\n")
+			if s.t.Failed() {
+				t.Fatalf("in round %d", i)
+			}
+		}
+		s.end()
+	})
+	client.Close()
+	<-done
+}
