@@ -327,3 +327,23 @@ func TestACancelRequestEndsWhatItIsFor(t *testing.T) {
 		t.Errorf("agent saw %s", out.String())
 	}
 }
+
+func TestAnAgentDoesNotGetThePassword(t *testing.T) {
+	s := newSite(t, rules)
+	// As root, which could read the file.
+	out, err := s.runAs("root", "cat", filepath.Join(s.dir, "password"))
+	if strings.Contains(out, database.Password) {
+		t.Errorf("root's agent read the password: %v", err)
+	}
+	config, err := os.ReadFile(s.config)
+	if err != nil {
+		t.Fatal(err)
+	}
+	s.write(strings.Replace(string(config), "password = { file", "password = { env = \"DB_PASSWORD\" } } #", 1))
+	c := s.agent("", "env")
+	c.Env = append(c.Env, "DB_PASSWORD=hunter2", "KEPT=yes")
+	b, err := c.CombinedOutput()
+	if err != nil || strings.Contains(string(b), "hunter2") || !strings.Contains(string(b), "KEPT=yes") {
+		t.Errorf("%v: %s", err, b)
+	}
+}
