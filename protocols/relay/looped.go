@@ -269,6 +269,7 @@ func (s *looped) resolve(f *flow, x *protocols.Exchange, n int) {
 		s.later = append(s.later, func() { s.resolve(f, x, n) })
 		return
 	}
+	f.begun = true // a human decided, or a codec may settle x otherwise than it was decided
 	err := s.c.Resolve(x, f.buf.bytes()[:n], &f.out)
 	if err == nil && f.out.work != nil {
 		s.flush(f, 0, pause{x: x, n: n, work: f.out.work})
@@ -378,7 +379,6 @@ func (s *looped) decided(x *protocols.Exchange, d *protocols.Decision, openErr e
 		return
 	}
 	f := &s.flows[protocols.Client]
-	f.begun = true // the human's decision is to be committed as well
 	s.resolve(f, x, s.heldBytes)
 	s.proceed()
 }

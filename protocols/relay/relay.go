@@ -215,7 +215,6 @@ func (r *relay) hold(ctx context.Context, f *flow, x *protocols.Exchange, n int)
 		x.Decision.Verdict = protocols.Deny // a grant may have been used up just now: nobody is there to get the answer
 		return errors.Join(err, x.End(protocols.Outcome{Status: "refused"}))
 	}
-	f.begun = true // the human's decision is to be committed as well
 	return r.resolve(ctx, f, x, n)
 }
 
@@ -223,6 +222,7 @@ func (r *relay) hold(ctx context.Context, f *flow, x *protocols.Exchange, n int)
 func (r *relay) resolve(ctx context.Context, f *flow, x *protocols.Exchange, n int) error {
 	for {
 		r.mu.Lock()
+		f.begun = true // a codec may settle x otherwise than it was decided
 		err := protect(func() error { return r.c.Resolve(x, f.buf.bytes()[:n], &f.out) })
 		work := f.out.work
 		if ferr := r.flush(f); err == nil {
