@@ -7,14 +7,12 @@
 package intercept
 
 import (
-	"context"
 	"errors"
 	"fmt"
 	"net"
 	"net/netip"
 	"os"
 	"path/filepath"
-	"strconv"
 	"strings"
 	"sync"
 	"time"
@@ -37,6 +35,10 @@ type Options struct {
 	Grace       time.Duration // how long connections may go on once Serve is told to stop; 0 means 10 s
 	MaxPerAgent int           // connections that one agent may have open; 0 means 4096
 
+	// Inherited are sockets of an earlier daemon, from its Interceptor.Sockets, in any order. Those that fit are used
+	// instead of new ones; the others are closed.
+	Inherited []*os.File
+
 	Log hclog.Logger // nil logs nothing
 	// Refused is told of each connection that was reset before anybody handled it. May be nil.
 	Refused func(from netip.AddrPort, err error)
@@ -55,6 +57,7 @@ type Interceptor struct {
 	cgroups   *hierarchy
 	people    *people
 	lock      *os.File // of the pins
+	inherited *inheritance
 	listeners []*net.TCPListener
 	queries   []*net.UDPConn
 	counters  counters
@@ -88,7 +91,8 @@ func Open(o Options) (_ *Interceptor, err error) {
 			return nil, fmt.Errorf("%w; mount it: mount -t cgroup2 none /sys/fs/cgroup/unified", err)
 		}
 	}
-	i := &Interceptor{options: o, log: o.Log, agents: make(map[uint64]*Agent), open: make(map[string]int)}
+	i := &Interceptor{options: o, log: o.Log, agents: make(map[uint64]*Agent), open: make(map[string]int), inherited: inherit(o.Inherited)}
+	defer i.inherited.close()
 	defer func() {
 		if err != nil {
 			i.Close()
@@ -190,10 +194,8 @@ func explain(err error) error {
 
 // listen takes the port on both loopback addresses. A machine without IPv6 has no ::1, and no agent there either.
 func (i *Interceptor) listen() error {
-	var config net.ListenConfig
-	config.SetMultipathTCP(false) // Go's default: the hand-over follows plain TCP only
 	for _, host := range []string{"127.0.0.1", "::1"} {
-		l, err := config.Listen(context.Background(), "tcp", net.JoinHostPort(host, strconv.Itoa(int(i.options.Port))))
+		l, err := i.inherited.listenTCP(host, i.options.Port)
 		if host == "::1" && (errors.Is(err, unix.EADDRNOTAVAIL) || errors.Is(err, unix.EAFNOSUPPORT)) {
 			i.log.Warn("no IPv6 loopback: agents' IPv6 connections will be refused", "error", err)
 			continue
@@ -201,15 +203,15 @@ func (i *Interceptor) listen() error {
 		if err != nil {
 			return taken(err)
 		}
-		i.listeners = append(i.listeners, l.(*net.TCPListener))
+		i.listeners = append(i.listeners, l)
 		if i.options.DNS == 0 {
 			continue
 		}
-		c, err := config.ListenPacket(context.Background(), "udp", net.JoinHostPort(host, strconv.Itoa(int(i.options.DNS))))
+		c, err := i.inherited.listenUDP(host, i.options.DNS)
 		if err != nil {
 			return taken(err)
 		}
-		i.queries = append(i.queries, c.(*net.UDPConn))
+		i.queries = append(i.queries, c)
 	}
 	return nil
 }

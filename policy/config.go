@@ -30,8 +30,10 @@ type Daemon struct {
 	Socket    string `toml:"socket"`
 	State     string `toml:"state"`
 	Pins      string `toml:"pins"`
-	LogLevel  string `toml:"log_level"`
-	LogFormat string `toml:"log_format"`
+	// How long connections may go on when the daemon stops.
+	Drain     time.Duration `toml:"drain"`
+	LogLevel  string        `toml:"log_level"`
+	LogFormat string        `toml:"log_format"`
 	Pos       Pos
 }
 
@@ -150,6 +152,7 @@ func Default() *Config {
 			Socket:    "/run/sallyport/control.sock",
 			State:     "/var/lib/sallyport",
 			Pins:      "/run/sallyport/bpf",
+			Drain:     10 * time.Second,
 			LogLevel:  "info",
 			LogFormat: "text",
 		},

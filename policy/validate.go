@@ -72,6 +72,9 @@ func (v *validator) daemon(d *Daemon) {
 	if len(d.Socket) > 107 {
 		v.add(d.Pos.At("socket"), "socket: a path of a unix socket has at most 107 bytes, this has %d", len(d.Socket))
 	}
+	if d.Drain < time.Millisecond || d.Drain > time.Hour {
+		v.add(d.Pos.At("drain"), "drain: want 1ms to 1h, have %v", d.Drain)
+	}
 	v.absolute(d.Pos, "state", d.State)
 	v.absolute(d.Pos, "pins", d.Pins)
 	v.oneOf(d.Pos, "log_level", d.LogLevel, "trace", "debug", "info", "warn", "error")

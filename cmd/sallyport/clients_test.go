@@ -92,6 +92,8 @@ func play(role string, args []string) int {
 		err = playPq(args[0])
 	case "quiet":
 		err = playQuiet(args)
+	case "hammer":
+		err = playHammer(args[0])
 	default:
 		err = fmt.Errorf("unknown role %q", role)
 	}

@@ -54,6 +54,7 @@ func (n *node) serveControl() (stop func(), err error) {
 	mux.HandleFunc("POST /reload", n.forRoot(n.postReload))
 	mux.HandleFunc("POST /agents", n.forRoot(n.postAgent))
 	mux.HandleFunc("DELETE /agents/{run}", n.forRoot(n.deleteAgent))
+	mux.HandleFunc("POST /handover", n.onlyRoot(n.postHandover))
 	// curl --unix-socket SOCKET 'http://x/debug/pprof/profile?seconds=10' > cpu.pprof
 	mux.HandleFunc("GET /debug/pprof/profile", n.onlyRoot(pprof.Profile))
 	mux.HandleFunc("GET /debug/pprof/{name}", n.onlyRoot(pprof.Index))

@@ -19,16 +19,24 @@ import (
 )
 
 func daemonCommand() *cobra.Command {
-	return &cobra.Command{
+	c := &cobra.Command{
 		Use:   "daemon",
 		Short: "Run the proxy",
 		Long: `Runs the proxy until SIGTERM or SIGINT. Needs root.
 
 SIGHUP reads the configuration file again; a file with anything wrong in it changes nothing. When the daemon ends, however
-it ends, the kernel refuses agents' connections until the next one starts: never are they let through directly.`,
+it ends, the kernel refuses agents' connections until the next one starts: never are they let through directly.
+
+For an upgrade, start the new program with --take-over beside the running one: it gets the sockets of that one, which
+ends when its connections have ended or its drain time has passed. New connections wait meanwhile; none is refused.`,
 		Args: cobra.NoArgs,
-		RunE: func(c *cobra.Command, _ []string) error { return runDaemon(c.Context(), configPath(c)) },
+		RunE: func(c *cobra.Command, _ []string) error {
+			over, _ := c.Flags().GetBool("take-over")
+			return runDaemon(c.Context(), configPath(c), over)
+		},
 	}
+	c.Flags().Bool("take-over", false, "take the place of the daemon that runs now, if there is one")
+	return c
 }
 
 func newLog(d *policy.Daemon) hclog.Logger {
@@ -37,7 +45,7 @@ func newLog(d *policy.Daemon) hclog.Logger {
 	})
 }
 
-func runDaemon(ctx context.Context, configPath string) error {
+func runDaemon(ctx context.Context, configPath string, over bool) error {
 	config, err := policy.Read(configPath)
 	if err != nil {
 		return err
@@ -45,17 +53,26 @@ func runDaemon(ctx context.Context, configPath string) error {
 	if os.Geteuid() != 0 {
 		return errors.New("only root may run the daemon: it loads programs into the kernel; use sudo")
 	}
+	sockets := storedSockets()
+	if over {
+		more, err := takeOver(ctx, config.Daemon.Socket, config.Daemon.Drain)
+		if err != nil {
+			return err
+		}
+		sockets = append(sockets, more...)
+	}
 	if conn, err := net.Dial("unix", config.Daemon.Socket); err == nil {
 		conn.Close()
-		return fmt.Errorf("another sallyport daemon is running: it answers on %s", config.Daemon.Socket)
+		return fmt.Errorf("another sallyport daemon is running: it answers on %s; --take-over takes its place", config.Daemon.Socket)
 	}
 	log := newLog(&config.Daemon)
-	n, err := openNode(ctx, configPath, log)
+	n, err := openNode(ctx, configPath, log, sockets)
 	if err != nil {
 		return err
 	}
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
+	n.leave = cancel
 	hangUp := make(chan os.Signal, 1)
 	signal.Notify(hangUp, syscall.SIGHUP)
 	defer signal.Stop(hangUp)
@@ -73,8 +90,13 @@ func runDaemon(ctx context.Context, configPath string) error {
 		aside.Wait()
 		return n.end(err)
 	}
+	if err := n.keepSockets(); err != nil {
+		log.Warn("systemd does not keep the sockets: a restart refuses connections for a moment", "error", err)
+	}
+	notify("READY=1")
 	log.Info("ready", "proxy", n.gate.Addresses(), "control", config.Daemon.Socket, "targets", len(config.Targets), "agents", len(n.gate.Agents()))
 	err = <-served
+	notify("STOPPING=1")
 	// Nobody may ask for anything any more before what would answer is closed.
 	stopControl()
 	cancel()

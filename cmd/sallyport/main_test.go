@@ -139,17 +139,26 @@ func (s *site) write(config string) {
 // start starts a daemon and returns when it is ready.
 func (s *site) start() {
 	s.t.Helper()
+	s.startAs(exec.Command(program, "daemon", "--config", s.config))
+}
+
+func (s *site) startAs(daemon *exec.Cmd) {
+	s.t.Helper()
 	var err error
 	if s.log, err = os.OpenFile(filepath.Join(s.dir, "daemon.log"), os.O_CREATE|os.O_APPEND|os.O_WRONLY, 0o644); err != nil {
 		s.t.Fatal(err)
 	}
-	s.daemon = exec.Command(program, "daemon", "--config", s.config)
+	s.daemon = daemon
 	s.daemon.Stdout, s.daemon.Stderr = s.log, s.log
 	s.daemon.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
 	if err := s.daemon.Start(); err != nil {
 		s.t.Fatal(err)
 	}
-	s.eventually("the daemon is ready", func() bool { return exec.Command(program, "status", "--config", s.config).Run() == nil })
+	s.eventually("the daemon is ready", func() bool {
+		out, err := s.sallyport("status", "--json")
+		var st Status
+		return err == nil && json.Unmarshal([]byte(out), &st) == nil && st.PID == s.daemon.Process.Pid
+	})
 }
 
 func (s *site) stop() {

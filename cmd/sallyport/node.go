@@ -11,6 +11,7 @@ import (
 	"os"
 	"path/filepath"
 	"sync"
+	"sync/atomic"
 
 	"github.com/hashicorp/go-hclog"
 
@@ -47,10 +48,14 @@ type node struct {
 	inForce sync.RWMutex                  // held while router, engine and logins change together
 	logins  map[string]*credential.Source // by target; guarded by inForce
 	gate    *intercept.Interceptor
+
+	leave     context.CancelFunc           // ends the daemon
+	successor atomic.Pointer[net.UnixConn] // to the daemon that took over; closed by this process's end
 }
 
 // openNode opens everything in the order in which it is needed: evidence first, the kernel last.
-func openNode(ctx context.Context, configPath string, log hclog.Logger) (n *node, err error) {
+// sockets are those of an earlier daemon, if they were handed over.
+func openNode(ctx context.Context, configPath string, log hclog.Logger, sockets []*os.File) (n *node, err error) {
 	config, err := policy.Read(configPath)
 	if err != nil {
 		return nil, err
@@ -97,6 +102,7 @@ func openNode(ctx context.Context, configPath string, log hclog.Logger) (n *node
 	}
 	n.gate, err = intercept.Open(intercept.Options{
 		Port: uint16(config.Daemon.ProxyPort), DNS: uint16(config.Daemon.DNSPort), Pins: config.Daemon.Pins, State: state, Log: log.Named("intercept"),
+		Grace: config.Daemon.Drain, Inherited: sockets,
 		Refused: n.refusedUnhandled, Panic: n.panicked,
 	})
 	if err != nil {
