@@ -93,15 +93,35 @@ func (i *Interceptor) newAgent(id uint64, name string) (*Agent, error) {
 func (i *Interceptor) RemoveAgent(run string) error {
 	i.mu.Lock()
 	defer i.mu.Unlock()
-	for id, a := range i.agents {
+	a, err := i.agentOfRun(run)
+	if err != nil {
+		return err
+	}
+	if populated, err := i.cgroups.populated(a.ID); err != nil || populated {
+		return errors.Join(fmt.Errorf("%w: %s", ErrPopulated, a.Name), err)
+	}
+	return i.forget(a)
+}
+
+// FreeAgent lets go of the agent with this run and of its processes, which go out directly from then on.
+func (i *Interceptor) FreeAgent(run string) error {
+	i.mu.Lock()
+	defer i.mu.Unlock()
+	a, err := i.agentOfRun(run)
+	if err != nil {
+		return err
+	}
+	return i.forget(a)
+}
+
+// agentOfRun is called with mu held.
+func (i *Interceptor) agentOfRun(run string) (*Agent, error) {
+	for _, a := range i.agents {
 		if a.Run == run {
-			if populated, err := i.cgroups.populated(id); err != nil || populated {
-				return errors.Join(fmt.Errorf("%w: %s", ErrPopulated, a.Name), err)
-			}
-			return i.forget(a)
+			return a, nil
 		}
 	}
-	return fmt.Errorf("intercept: no agent has the run %q", run)
+	return nil, fmt.Errorf("intercept: no agent has the run %q", run)
 }
 
 // forget is called with mu held.

@@ -12,7 +12,6 @@ import (
 	"net"
 	"net/netip"
 	"os"
-	"path/filepath"
 	"strings"
 	"sync"
 	"time"
@@ -323,31 +322,4 @@ func lock(dir string) (*os.File, error) {
 		return nil, &os.PathError{Op: "flock", Path: dir, Err: err}
 	}
 	return f, nil
-}
-
-// Remove lets everything in the kernel go that was pinned in dir, and unmounts the filesystem there. Agents' connections
-// then go out directly. It is refused while a daemon runs.
-func Remove(dir string) error {
-	var fs unix.Statfs_t
-	if err := unix.Statfs(dir, &fs); err != nil {
-		return &os.PathError{Op: "statfs", Path: dir, Err: err}
-	}
-	if uint32(fs.Type) != unix.BPF_FS_MAGIC {
-		return fmt.Errorf("intercept: no bpf filesystem on %s, so nothing is pinned there", dir)
-	}
-	held, err := lock(dir)
-	if err != nil {
-		return err
-	}
-	entries, err := os.ReadDir(dir)
-	for _, entry := range entries {
-		if entry.IsDir() { // the kernel's own files are not removed
-			err = errors.Join(err, os.RemoveAll(filepath.Join(dir, entry.Name())))
-		}
-	}
-	held.Close()
-	for range 2 { // the filesystem, and the private mount below it
-		err = errors.Join(err, unix.Unmount(dir, unix.MNT_DETACH))
-	}
-	return err
 }

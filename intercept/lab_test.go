@@ -262,3 +262,15 @@ func credential(uid, gid uint32) *syscall.Credential {
 }
 
 func pidString() string { return strconv.Itoa(os.Getpid()) }
+
+// Remove lets go of everything that is pinned in dir.
+func Remove(dir string) error {
+	r, err := OpenRemovable(dir)
+	if errors.Is(err, ErrNothingPinned) {
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	return r.Remove()
+}

@@ -18,6 +18,9 @@ const (
 
 	EventDaemonStarted     = "daemon.started"
 	EventDaemonStopped     = "daemon.stopped"
+	EventDaemonHandedOver  = "daemon.handed_over"
+	EventDetached          = "detached"
+	EventAgentFreed        = "agent.freed"
 	EventPolicyLoaded      = "policy.loaded"
 	EventPolicyRejected    = "policy.rejected"
 	EventAgentStarted      = "agent.started"
@@ -53,6 +56,9 @@ var Events = []EventKind{
 
 	{EventDaemonStarted, "the daemon started; names its version and settings"},
 	{EventDaemonStopped, "the daemon stopped in good order"},
+	{EventDaemonHandedOver, "the daemon gave its sockets to the next one, and ends"},
+	{EventDetached, "everything is taken out of the kernel, on somebody's word; says whose"},
+	{EventAgentFreed, "an agent is let go with its processes, on somebody's word; says whose"},
 	{EventPolicyLoaded, "a policy took effect"},
 	{EventPolicyRejected, "a policy was not taken because it is wrong; the old one stays"},
 	{EventAgentStarted, "a run of an agent began"},

@@ -18,6 +18,7 @@ import (
 
 	"sallyport/intercept"
 	"sallyport/policy/approval"
+	"sallyport/recorder"
 )
 
 // The control socket: approvals for those who may vote, and agents, status and reload for root. The kernel keeps agents
@@ -184,8 +185,20 @@ func (n *node) postAgent(r *http.Request) (any, error) {
 	return AgentAdded{run, n.bundle}, nil
 }
 
+// deleteAgent lets an agent go: with ?populated=true, even while it has processes. That it does is on record first.
 func (n *node) deleteAgent(r *http.Request) (any, error) {
 	run := r.PathValue("run")
+	populated := r.URL.Query().Get("populated") == "true"
+	if populated {
+		peer, err := approval.Identify(r)
+		if err != nil {
+			return nil, err
+		}
+		if err := n.record.Audit(recorder.EventAgentFreed, map[string]any{"run": run, "by": peer}); err != nil {
+			return nil, err
+		}
+		return map[string]string{"run": run}, n.gate.FreeAgent(run)
+	}
 	if err := n.gate.RemoveAgent(run); err != nil {
 		return nil, err
 	}

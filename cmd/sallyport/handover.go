@@ -17,6 +17,7 @@ import (
 
 	"sallyport/intercept"
 	"sallyport/policy/approval"
+	"sallyport/recorder"
 )
 
 const (
@@ -42,7 +43,7 @@ func (n *node) postHandover(w http.ResponseWriter, r *http.Request) {
 		return
 	}
 	defer closeFiles(sockets)
-	if err := n.record.Audit("daemon.handed_over", map[string]any{"to": peer, "sockets": len(sockets)}); err != nil {
+	if err := n.record.Audit(recorder.EventDaemonHandedOver, map[string]any{"to": peer, "sockets": len(sockets)}); err != nil {
 		answer(w, http.StatusInternalServerError, failure{"the hand-over cannot be recorded: " + err.Error(), ""})
 		return
 	}

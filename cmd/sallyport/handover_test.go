@@ -220,3 +220,53 @@ func (k *keeper) command(config string) *exec.Cmd {
 	c.ExtraFiles = k.stored
 	return c
 }
+
+func TestLettingAnAgentGoIsOnRecordAndOnlyRootOutsideMayDoIt(t *testing.T) {
+	s := newSite(t, `preset = "guarded"`)
+	c := exec.Command("/bin/sleep", "60")
+	s.inAgent(c)
+	if err := c.Start(); err != nil {
+		t.Fatal(err)
+	}
+	defer func() { c.Process.Kill(); c.Wait() }()
+	within := exec.Command(program, "detach", "hammer", "--config", s.config)
+	s.inAgent(within)
+	if out, err := within.CombinedOutput(); err == nil {
+		t.Errorf("the agent let itself go: %s", out)
+	}
+	if out, err := s.sallyport("detach", "hamster"); err == nil || !strings.Contains(out, "hamster") {
+		t.Errorf("%v: %s", err, out)
+	}
+	if out, err := s.sallyport("detach", "--all"); err == nil || !strings.Contains(out, "running") {
+		t.Errorf("with the daemon running: %v: %s", err, out)
+	}
+	if out, err := s.sallyport("detach", "hammer"); err != nil {
+		t.Fatal(out)
+	}
+	if !strings.Contains(s.auditText(), `"agent.freed"`) {
+		t.Error("letting it go is not on record")
+	}
+	s.stop()
+	if out, err := s.sallyport("detach", "--all"); err != nil || !strings.Contains(out, "taken out of the kernel") {
+		t.Errorf("%v: %s", err, out)
+	}
+	if !strings.Contains(s.auditText(), `"detached"`) {
+		t.Error("taking everything out is not on record")
+	}
+	if out, err := s.sallyport("evidence", "verify"); err != nil {
+		t.Error(out)
+	}
+}
+
+func TestAnAgentWithAllOfRootsRightsCannotTakeEverythingOut(t *testing.T) {
+	s := newSite(t, `preset = "guarded"`)
+	hold := exec.Command("/bin/sleep", "60")
+	s.inAgent(hold) // makes the agent
+	s.stop()
+	c := exec.Command(program, "detach", "--all", "--config", s.config)
+	s.inAgent(c)
+	if out, err := c.CombinedOutput(); err == nil || !strings.Contains(string(out), "may not let itself go") {
+		t.Errorf("%v: %s", err, out)
+	}
+	s.start()
+}

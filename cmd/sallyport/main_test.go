@@ -114,8 +114,8 @@ login = { user = "postgres", password = { file = %q } }
 		strings.Join(daemonSettings, "\n"), database.Port, database.Port, password, target))
 	t.Cleanup(func() {
 		s.stop()
-		if out, err := exec.Command(program, "remove", "--config", s.config).CombinedOutput(); err != nil {
-			t.Errorf("remove: %v: %s", err, out)
+		if out, err := exec.Command(program, "detach", "--all", "--config", s.config).CombinedOutput(); err != nil {
+			t.Errorf("detach: %v: %s", err, out)
 		}
 		if t.Failed() {
 			log, _ := os.ReadFile(filepath.Join(dir, "daemon.log"))

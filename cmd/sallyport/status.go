@@ -8,9 +8,6 @@ import (
 	"text/tabwriter"
 
 	"github.com/spf13/cobra"
-
-	"sallyport/intercept"
-	"sallyport/policy"
 )
 
 func statusCommand() *cobra.Command {
@@ -38,23 +35,6 @@ func statusCommand() *cobra.Command {
 	c.Flags().Bool("json", false, "print JSON")
 	c.Flags().String("socket", "", "control socket of the daemon (default: the configuration's)")
 	return c
-}
-
-func removeCommand() *cobra.Command {
-	return &cobra.Command{
-		Use:   "remove",
-		Short: "Take everything out of the kernel again",
-		Long: `Takes Sallyport's programs out of the kernel, after the daemon has ended for good. From then on what were agents
-connect directly: end them first. Evidence and keys stay where they are.`,
-		Args: cobra.NoArgs,
-		RunE: func(c *cobra.Command, _ []string) error {
-			config, err := policy.Read(configPath(c))
-			if err != nil {
-				return err
-			}
-			return intercept.Remove(config.Daemon.Pins)
-		},
-	}
 }
 
 func printJSON(w io.Writer, v any) error {

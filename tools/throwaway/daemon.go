@@ -28,7 +28,7 @@ func StartDaemon(program, config, socket string) (stop func(), err error) {
 	}
 	stop = func() {
 		end(c)
-		exec.Command(program, "remove", "--config", config).Run()
+		exec.Command(program, "detach", "--all", "--config", config).Run()
 	}
 	if err := waitFor(c, "unix", socket); err != nil {
 		stop()
