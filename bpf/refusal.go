@@ -5,8 +5,10 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
+	"maps"
 	"net/netip"
 	"os"
+	"slices"
 	"time"
 
 	"github.com/cilium/ebpf"
@@ -32,33 +34,28 @@ const (
 	RefusedIngress       = RefusalKind(kernelRefusalKindREFUSAL_INGRESS)        // a packet on its way in
 )
 
-var refusalNames = map[RefusalKind]string{
-	RefusedNoListener:    "no_listener",
-	RefusedDiverted:      "diverted_socket",
-	RefusedNoRoom:        "no_room",
-	RefusedProtocol:      "protocol",
-	RefusedForeignSocket: "foreign_socket",
-	RefusedDatagram:      "datagram",
-	RefusedUnix:          "unix_socket",
-	RefusedSocket:        "socket",
-	RefusedOption:        "socket_option",
-	RefusedPort:          "proxy_port",
-	RefusedEgress:        "packet_out",
-	RefusedIngress:       "packet_in",
+// refusalKinds has a line for each kind: its name, and the words for people, in which braces stand for what was tried.
+var refusalKinds = map[RefusalKind]struct{ name, words string }{
+	RefusedNoListener:    {"no_listener", "{protocol} connection to {to} from a network namespace without a listener"},
+	RefusedDiverted:      {"diverted_socket", "{protocol} connection to {to} on a socket bound to a device or with a route of its own"},
+	RefusedNoRoom:        {"no_room", "{protocol} connection to {to}, for whose record there was no memory"},
+	RefusedProtocol:      {"protocol", "{protocol} connection to {to}"},
+	RefusedForeignSocket: {"foreign_socket", "{protocol} connection to {to} on a socket made elsewhere"},
+	RefusedDatagram:      {"datagram", "datagram to {to}"},
+	RefusedUnix:          {"unix_socket", "unix socket {unix}"},
+	RefusedSocket:        {"socket", "{socket}"},
+	RefusedOption:        {"socket_option", "socket option {option}"},
+	RefusedPort:          {"proxy_port", "taking the proxy's port {to}"},
+	RefusedEgress:        {"packet_out", "{protocol} packet to {to}"},
+	RefusedIngress:       {"packet_in", "{protocol} packet from {to}"},
 }
 
 // RefusalKinds returns every kind that the programs report.
-func RefusalKinds() []RefusalKind {
-	var all []RefusalKind
-	for kind := RefusedNoListener; refusalNames[kind] != ""; kind++ {
-		all = append(all, kind)
-	}
-	return all
-}
+func RefusalKinds() []RefusalKind { return slices.Sorted(maps.Keys(refusalKinds)) }
 
 func (k RefusalKind) String() string {
-	if name, ok := refusalNames[k]; ok {
-		return name
+	if known, ok := refusalKinds[k]; ok {
+		return known.name
 	}
 	return fmt.Sprintf("kind_%d", uint32(k))
 }
@@ -84,7 +81,7 @@ type Refusal struct {
 	Level, Option          int
 }
 
-// Refusals calls f for each refusal, in order, until ctx is done or h is closed. Only one caller may read at a time. The
+// Refusals calls f for each refusal, in order, until ctx is done and all there was has been read, or h is closed. Only one caller may read at a time. The
 // kernel reports 20 at once and then 5 a second of each agent and kind; the others are in LeftOut of the next. While f
 // runs the kernel keeps about 1,000 more; those that find no room are counted as lost.
 //
@@ -95,7 +92,7 @@ func (h *Hooks) Refusals(ctx context.Context, f func(Refusal), idle func()) erro
 		return fmt.Errorf("bpf: read refusals: %w", err)
 	}
 	defer ring.Close()
-	stop := context.AfterFunc(ctx, func() { ring.Close() })
+	stop := context.AfterFunc(ctx, func() { ring.Flush() })
 	defer stop()
 	var record ringbuf.Record
 	for {
@@ -107,7 +104,7 @@ func (h *Hooks) Refusals(ctx context.Context, f func(Refusal), idle func()) erro
 				idle()
 			}
 			continue
-		case errors.Is(err, ringbuf.ErrClosed):
+		case errors.Is(err, ringbuf.ErrFlushed):
 			return ctx.Err()
 		case err != nil:
 			return fmt.Errorf("bpf: read refusals: %w", err)

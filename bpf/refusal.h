@@ -13,7 +13,7 @@
 #include <linux/ip.h>
 #include <linux/ipv6.h>
 
-/* A new one is a line here and its name in refusalNames, in refusal.go. Add at the end: the counters are pinned. */
+/* A new one is a line here, and one in refusalKinds of refusal.go. Add at the end: the counters are pinned. */
 enum refusal_kind {
 	REFUSAL_NONE, /* never reported */
 	REFUSAL_NO_LISTENER,
