@@ -47,10 +47,10 @@ int getpeername_unix(struct bpf_sock_addr *ctx)
 {
 	struct unix_record *record = arrived(ctx);
 
-	if (!record || !bpf_sock_addr_set_sun_addr)
+	if (!record || !bpf_sock_addr_set_sun_path)
 		return ALLOW;
 	__u32 size = record->name_size;
 	if (size && size <= sizeof(record->name.path))
-		bpf_sock_addr_set_sun_addr(bpf_cast_to_kern_ctx(ctx), record->name.path, size);
+		bpf_sock_addr_set_sun_path(bpf_cast_to_kern_ctx(ctx), record->name.path, size);
 	return ALLOW;
 }
