@@ -31,36 +31,46 @@ var ErrPopulated = errors.New("intercept: the agent still has processes")
 // there: what a process brings along from before, an open connection above all, is not taken from it. Adding the same
 // cgroup again returns the same run.
 func (i *Interceptor) AddAgent(name, cgroup string) (run string, err error) {
+	a, err := i.govern(name, cgroup)
+	if err != nil {
+		return "", err
+	}
+	i.stations.look(i.hooks.Agents())
+	return a.Run, nil
+}
+
+// govern returns the agent that the cgroup is from now on, or was already.
+func (i *Interceptor) govern(name, cgroup string) (*Agent, error) {
 	if name == "" || len(name) > 128 || strings.ContainsFunc(name, func(r rune) bool { return r < ' ' || r == 0x7f }) {
-		return "", fmt.Errorf("intercept: %q is no name for an agent: up to 128 printable characters", name)
+		return nil, fmt.Errorf("intercept: %q is no name for an agent: up to 128 printable characters", name)
 	}
 	var st unix.Stat_t
 	if err := unix.Stat(cgroup, &st); err != nil {
-		return "", &os.PathError{Op: "stat", Path: cgroup, Err: err}
+		return nil, &os.PathError{Op: "stat", Path: cgroup, Err: err}
 	}
 	if own, err := i.cgroups.of(os.Getpid()); err != nil {
-		return "", err
+		return nil, err
 	} else if slices.Contains(own, st.Ino) {
-		return "", fmt.Errorf("intercept: this daemon is in %s itself: it would meet its own connections", cgroup)
+		return nil, fmt.Errorf("intercept: this daemon is in %s itself: it would meet its own connections", cgroup)
 	}
 	i.mu.Lock()
 	defer i.mu.Unlock()
 	if a, ok := i.agents[st.Ino]; ok {
 		if a.Name != name {
-			return "", fmt.Errorf("intercept: %s is already the agent %q", cgroup, a.Name)
+			return nil, fmt.Errorf("intercept: %s is already the agent %q", cgroup, a.Name)
 		}
-		return a.Run, nil
+		return a, nil
 	}
 	a, err := i.newAgent(st.Ino, name)
 	if err != nil {
-		return "", err
+		return nil, err
 	}
 	// The name is on disk before the kernel governs: a daemon that dies in between leaves a name without an agent, which
 	// means nothing, and not an agent without its name.
 	i.agents[a.ID] = a
 	if err := i.save(); err != nil {
 		delete(i.agents, a.ID)
-		return "", err
+		return nil, err
 	}
 	id, err := i.hooks.AddAgent(cgroup)
 	if err == nil && id != a.ID {
@@ -68,10 +78,10 @@ func (i *Interceptor) AddAgent(name, cgroup string) (run string, err error) {
 	}
 	if err != nil {
 		delete(i.agents, a.ID)
-		return "", errors.Join(explain(err), i.save())
+		return nil, errors.Join(explain(err), i.save())
 	}
 	i.log.Info("agent added", "agent", name, "run", a.Run, "cgroup", a.Cgroup)
-	return a.Run, nil
+	return a, nil
 }
 
 func (i *Interceptor) newAgent(id uint64, name string) (*Agent, error) {

@@ -183,6 +183,15 @@ func ownNetns() (uint64, error) {
 // Sockets are duplicates of those on which agents' connections and queries arrive, for the next daemon: its
 // Options.Inherited. Close them.
 func (i *Interceptor) Sockets() (files []*os.File, err error) {
+	listeners, queries := i.stations.sockets()
+	return duplicates(slices.Concat(i.listeners, listeners), slices.Concat(i.queries, queries))
+}
+
+// OwnSockets are those in the daemon's own network namespace: the ones to leave with somebody who does not know when an
+// agent's namespace should end.
+func (i *Interceptor) OwnSockets() ([]*os.File, error) { return duplicates(i.listeners, i.queries) }
+
+func duplicates(listeners []*net.TCPListener, queries []*net.UDPConn) (files []*os.File, err error) {
 	defer func() {
 		if err != nil {
 			for _, f := range files {
@@ -191,14 +200,14 @@ func (i *Interceptor) Sockets() (files []*os.File, err error) {
 			files = nil
 		}
 	}()
-	for _, l := range i.listeners {
+	for _, l := range listeners {
 		f, err := l.File()
 		if err != nil {
 			return files, err
 		}
 		files = append(files, f)
 	}
-	for _, c := range i.queries {
+	for _, c := range queries {
 		f, err := c.File()
 		if err != nil {
 			return files, err

@@ -59,6 +59,8 @@ type Interceptor struct {
 	inherited *inheritance
 	listeners []*net.TCPListener
 	queries   []*net.UDPConn
+	netns     uint64 // cookie of the network namespace that those are in
+	stations  *stations
 	counters  counters
 
 	mu     sync.Mutex        // guards the rest
@@ -119,6 +121,13 @@ func Open(o Options) (_ *Interceptor, err error) {
 	if err := i.recall(); err != nil {
 		return nil, err
 	}
+	if i.stations, err = newStations(i); err != nil {
+		return nil, err
+	}
+	i.stations.look(i.hooks.Agents())
+	if err := i.stations.forget(i.netns); err != nil {
+		return nil, err
+	}
 	i.warn()
 	return i, nil
 }
@@ -149,9 +158,9 @@ func (i *Interceptor) adoptOrLoad() (*bpf.Hooks, error) {
 	return hooks, nil
 }
 
-func (i *Interceptor) addListeners(hooks *bpf.Hooks) error {
+func (i *Interceptor) addListeners(hooks *bpf.Hooks) (err error) {
 	for _, l := range i.listeners {
-		if _, err := hooks.AddListener(l); err != nil {
+		if i.netns, err = hooks.AddListener(l); err != nil {
 			return err
 		}
 	}
@@ -191,35 +200,23 @@ func explain(err error) error {
 	return err
 }
 
-// listen takes the port on both loopback addresses. A machine without IPv6 has no ::1, and no agent there either.
+// listen takes the ports on both loopback addresses. A machine without IPv6 has no ::1, and no agent there either.
 func (i *Interceptor) listen() error {
 	for _, host := range []string{"127.0.0.1", "::1"} {
-		l, err := i.inherited.listenTCP(host, i.options.Port)
-		if host == "::1" && (errors.Is(err, unix.EADDRNOTAVAIL) || errors.Is(err, unix.EAFNOSUPPORT)) {
+		l, err := i.inherited.listenHere(host, i.options.Port, i.options.DNS)
+		if host == "::1" && missing(err) {
 			i.log.Warn("no IPv6 loopback: agents' IPv6 connections will be refused", "error", err)
 			continue
 		}
 		if err != nil {
-			return taken(err)
+			return err
 		}
-		i.listeners = append(i.listeners, l)
-		if i.options.DNS == 0 {
-			continue
+		i.listeners = append(i.listeners, l.connections)
+		if l.names != nil {
+			i.queries = append(i.queries, l.names)
 		}
-		c, err := i.inherited.listenUDP(host, i.options.DNS)
-		if err != nil {
-			return taken(err)
-		}
-		i.queries = append(i.queries, c)
 	}
 	return nil
-}
-
-func taken(err error) error {
-	if errors.Is(err, unix.EADDRINUSE) {
-		return fmt.Errorf("intercept: %w; is another daemon running? `ss -lntup` shows whose it is", err)
-	}
-	return fmt.Errorf("intercept: %w", err)
 }
 
 // warn says what an operator should know and nothing here can mend.
@@ -265,6 +262,9 @@ func (i *Interceptor) Close() error {
 		if err := c.Close(); !errors.Is(err, net.ErrClosed) {
 			all = append(all, err)
 		}
+	}
+	if i.stations != nil {
+		i.stations.stop()
 	}
 	if i.hooks != nil {
 		all = append(all, i.hooks.Close())

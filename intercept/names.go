@@ -28,9 +28,17 @@ func (i *Interceptor) ServeNames(ctx context.Context, router *Router) error {
 		for _, c := range i.queries {
 			c.Close()
 		}
+		i.stations.stopNames()
 	})
 	defer stop()
 	var wait sync.WaitGroup
+	i.stations.answerWith(func(c *net.UDPConn) {
+		wait.Go(func() {
+			if err := i.answerLoop(c, router, search); err != nil {
+				i.log.Error("name queries from an agent's network namespace are not answered any more", "error", err)
+			}
+		})
+	})
 	failed := make(chan error, len(i.queries))
 	for _, c := range i.queries {
 		wait.Go(func() { failed <- i.answerLoop(c, router, search) })

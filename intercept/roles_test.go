@@ -28,6 +28,7 @@ var roles = map[string]func(args []string) error{
 	"lookup":  lookup,
 	"joiner":  joiner,
 	"daemon":  beDaemon,
+	"pod":     bePod,
 
 	"uncgrouped": uncgrouped,
 }

@@ -64,17 +64,19 @@ func (i *Interceptor) Counters() Counters {
 // ctx ends it stops listening, gives open connections Options.Grace, then ends their context and resets them, and returns
 // nil. It returns an error if it cannot accept any more. A panic in handle ends that connection only.
 func (i *Interceptor) Serve(ctx context.Context, handle func(ctx context.Context, c *Connection)) error {
-	s := &server{Interceptor: i, handle: handle, live: make(map[*net.TCPConn]struct{})}
+	s := &server{Interceptor: i, handle: handle, live: make(map[*net.TCPConn]uint64)}
 	var cancel context.CancelFunc
 	s.ctx, cancel = context.WithCancel(context.WithoutCancel(ctx))
 	defer cancel()
 	ended := make(chan error)
 	for _, l := range i.listeners {
-		go s.acceptLoop(l, ended)
+		go func() { ended <- s.acceptLoop(l, i.netns) }()
 	}
+	i.stations.serveWith(s.acceptElsewhere, s.resetFrom)
 	sweeping, stopSweeping := context.WithCancel(ctx)
 	defer stopSweeping()
 	go i.sweepLoop(sweeping)
+	go i.stations.run(sweeping, i.hooks.Agents)
 
 	var err error
 	running := len(i.listeners)
@@ -89,6 +91,10 @@ func (i *Interceptor) Serve(ctx context.Context, handle func(ctx context.Context
 	for range running {
 		<-ended
 	}
+	stopSweeping()
+	i.stations.serveWith(nil, nil)
+	i.stations.stop()
+	s.elsewhere.Wait()
 	done := make(chan struct{})
 	go func() { s.wait.Wait(); close(done) }()
 	grace := time.NewTimer(i.options.Grace)
@@ -109,11 +115,24 @@ type server struct {
 	ctx    context.Context // of handlers
 	wait   sync.WaitGroup
 
+	elsewhere sync.WaitGroup // accept loops in other network namespaces
+
 	mu   sync.Mutex
-	live map[*net.TCPConn]struct{} // guarded by mu
+	live map[*net.TCPConn]uint64 // by whence: the network namespace's cookie; guarded by mu
 }
 
-func (s *server) acceptLoop(l *net.TCPListener, ended chan<- error) {
+// acceptElsewhere accepts in an agent's network namespace, until the listener is closed. What is wrong there is wrong for
+// the agents in it only.
+func (s *server) acceptElsewhere(l *net.TCPListener, netns uint64) {
+	s.elsewhere.Go(func() {
+		if err := s.acceptLoop(l, netns); err != nil {
+			s.log.Error("connections from an agent's network namespace are not accepted any more", "netns", netns, "error", err)
+		}
+	})
+}
+
+// acceptLoop returns nil once the listener is closed.
+func (s *server) acceptLoop(l *net.TCPListener, netns uint64) error {
 	const shortest, longest = 5 * time.Millisecond, time.Second
 	pause := shortest
 	for {
@@ -122,19 +141,17 @@ func (s *server) acceptLoop(l *net.TCPListener, ended chan<- error) {
 		case err == nil:
 			pause = shortest
 			s.wait.Add(1)
-			s.track(c, true)
+			s.track(c, netns)
 			go s.serveConnection(c)
 		case errors.Is(err, net.ErrClosed):
-			ended <- nil
-			return
+			return nil
 		case transient(err):
 			// Nothing to accept with. Those who wait stay in the kernel's queue; trying again at once would only burn.
 			s.log.Warn("cannot accept connections for now", "error", err, "again in", pause)
 			time.Sleep(pause)
 			pause = min(2*pause, longest)
 		default:
-			ended <- fmt.Errorf("intercept: accept: %w", err)
-			return
+			return fmt.Errorf("intercept: accept: %w", err)
 		}
 	}
 }
@@ -153,7 +170,7 @@ func (s *server) serveConnection(c *net.TCPConn) {
 	defer s.wait.Done()
 	defer c.Close()
 	defer s.recovered(c)
-	defer s.track(c, false)
+	defer s.untrack(c)
 	conn, err := s.receive(c)
 	if errors.Is(err, errProbe) {
 		return
@@ -262,14 +279,16 @@ func (i *Interceptor) leave(run string) {
 	}
 }
 
-func (s *server) track(c *net.TCPConn, live bool) {
+func (s *server) track(c *net.TCPConn, netns uint64) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if live {
-		s.live[c] = struct{}{}
-	} else {
-		delete(s.live, c)
-	}
+	s.live[c] = netns
+}
+
+func (s *server) untrack(c *net.TCPConn) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	delete(s.live, c)
 }
 
 func (s *server) resetAll() {
@@ -278,6 +297,18 @@ func (s *server) resetAll() {
 	s.log.Warn("resetting connections that did not end in time", "connections", len(s.live))
 	for c := range s.live {
 		reset(c)
+	}
+}
+
+// resetFrom resets what came from a network namespace that no agent is in any more: nobody reads it, and it would keep the
+// namespace alive.
+func (s *server) resetFrom(netns uint64) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for c, whence := range s.live {
+		if whence == netns {
+			reset(c)
+		}
 	}
 }
 

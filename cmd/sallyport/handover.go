@@ -132,7 +132,7 @@ func keep(sockets []*os.File) error {
 }
 
 func (n *node) keepSockets() error {
-	sockets, err := n.gate.Sockets()
+	sockets, err := n.gate.OwnSockets()
 	if err != nil {
 		return err
 	}
