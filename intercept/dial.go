@@ -18,16 +18,17 @@ var ErrNoPlace = errors.New("intercept: no agent is in that network namespace an
 // Elsewhere reports whether a connection came from another network namespace than the daemon's own.
 func (i *Interceptor) Elsewhere(c *Connection) bool { return c.Netns != i.netns }
 
+// Dial connects from the daemon's own network namespace.
+func (i *Interceptor) Dial(ctx context.Context, to netip.AddrPort) (net.Conn, error) {
+	return new(net.Dialer).DialContext(ctx, "tcp", to.String()) // a literal address: nothing is looked up
+}
+
 // DialFrom connects from the network namespace with this cookie, as whoever is in it would: with its routes, its address and
 // what is decided about it on the way. It takes an address and no name, because a name means something else in each
 // namespace. It fails with [ErrNoPlace] once no agent is left there.
-func (i *Interceptor) DialFrom(ctx context.Context, netns uint64, to netip.AddrPort) (*net.TCPConn, error) {
+func (i *Interceptor) DialFrom(ctx context.Context, netns uint64, to netip.AddrPort) (net.Conn, error) {
 	if netns == i.netns {
-		c, err := new(net.Dialer).DialContext(ctx, "tcp", to.String())
-		if err != nil {
-			return nil, err
-		}
-		return c.(*net.TCPConn), nil
+		return i.Dial(ctx, to)
 	}
 	ns, err := i.stations.namespace(netns)
 	if err != nil {

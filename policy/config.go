@@ -75,6 +75,7 @@ type Target struct {
 	TLS        string         `toml:"tls"`
 	TLSName    string         `toml:"tls_name"` // "" is the name that matched
 	CA         string         `toml:"ca"`       // file of PEM certificates; "" is the system's
+	From       string         `toml:"from"`     // "agent" or "host"; "" is "agent", but not for loopback addresses of a pod
 	Login      Login          `toml:"login"`
 	InlineWait time.Duration  `toml:"inline_wait"`
 	PendingFor time.Duration  `toml:"pending_for"`

@@ -103,7 +103,7 @@ func TestTheReferenceShowsEveryKeyWithItsDefault(t *testing.T) {
 }
 
 // without a default: what the reference shows is an example.
-var examples = []string{"target.tls_name", "target.ca", "target.rule.approvers", "target.options"}
+var examples = []string{"target.tls_name", "target.ca", "target.from", "target.rule.approvers", "target.options"}
 
 // checkShown compares the commented keys of a section, up to the next table, with a decoded value.
 func checkShown(t *testing.T, section, body string, want any) {

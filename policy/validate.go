@@ -146,6 +146,9 @@ func (v *validator) target(t *Target) {
 		}
 	}
 	v.oneOf(t.Pos, "preset", t.Preset, presetNames()...)
+	if t.From != "" {
+		v.oneOf(t.Pos, "from", t.From, "agent", "host")
+	}
 	v.oneOf(t.Pos, "tls", t.TLS, "verify-full", "verify-ca", "require", "disable")
 	for key, value := range map[string]string{"tls_name": t.TLSName, "ca": t.CA} {
 		if value != "" && (t.TLS == "disable" || t.TLS == "require") {

@@ -7,7 +7,6 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"net"
 	"os"
 	"sync"
 	"time"
@@ -70,6 +69,9 @@ func (n *node) open(c *intercept.Connection) (s *protocols.Session, p *protocols
 	case !target.Admits(c.Agent):
 		return nil, nil, target, fmt.Errorf("agent %q is not among the agents of target %q", c.Agent, name)
 	}
+	if err := n.ambiguous(c, target); err != nil {
+		return nil, nil, target, err
+	}
 	p = n.protocols[target.Protocol]
 	s, err = n.newSession(c, target, host, p)
 	return s, p, target, err
@@ -111,10 +113,7 @@ func (n *node) newSession(c *intercept.Connection, t *policy.Target, host string
 		Gate:      n.engine,
 		Upstream: protocols.Upstream{
 			Address: address, Host: host, TLS: upstream, Options: t.Options,
-			Dial: func(ctx context.Context) (net.Conn, error) {
-				d := net.Dialer{Timeout: dialTimeout}
-				return d.DialContext(ctx, "tcp", address) // a literal address: nothing is looked up
-			},
+			Dial: n.dialer(c, t, c.Destination),
 			Login: func(ctx context.Context) (protocols.Login, error) {
 				if login == nil {
 					return protocols.Login{}, fmt.Errorf("target %s has no login", t.Name)
