@@ -22,6 +22,8 @@ type Agent struct {
 	Run    string    `json:"run"`    // UUIDv7: this life of the agent
 	Cgroup string    `json:"cgroup"` // path below the hierarchy's root
 	Since  time.Time `json:"since"`
+	// Launched agents were confined by Launch before their first instruction. Others have what their manager left them.
+	Launched bool `json:"launched"`
 }
 
 // ErrPopulated means that an agent still has processes, which would be free without their guard.
@@ -171,6 +173,18 @@ func (i *Interceptor) Sweep() (gone []Agent, err error) {
 		gone = append(gone, *a)
 	}
 	return gone, err
+}
+
+// Launched says that the agent's first process was, or will be, started by Launch.
+func (i *Interceptor) Launched(run string) error {
+	i.mu.Lock()
+	defer i.mu.Unlock()
+	a, err := i.agentOfRun(run)
+	if err != nil {
+		return err
+	}
+	a.Launched = true
+	return i.save()
 }
 
 // agent is a copy, or false if there is none with this id.

@@ -289,15 +289,3 @@ func landlock() (abi int, err error) {
 	}
 	return 0, fmt.Errorf("intercept: landlock: %w", errno)
 }
-
-// Weaknesses lists, for people, what Launch cannot keep a command from on this kernel.
-func Weaknesses() []string {
-	abi, err := landlock()
-	switch {
-	case err != nil || abi < 2:
-		return []string{"it can read and change processes of the same user outside of its cgroup, and signal them (no Landlock; Linux 5.19 has it)"}
-	case abi < 6:
-		return []string{"it can send signals to processes of the same user outside of its cgroup (Linux 6.12 keeps them in)"}
-	}
-	return nil
-}

@@ -34,6 +34,9 @@ type Options struct {
 	Grace       time.Duration // how long connections may go on once Serve is told to stop; 0 means 10 s
 	MaxPerAgent int           // connections that one agent may have open; 0 means 4096
 
+	// Strict looks at the rights of each process that connects, unless Launch confined its agent: see Connection.Weak.
+	Strict bool
+
 	// Inherited are sockets of an earlier daemon, from its Interceptor.Sockets, in any order. Those that fit are used
 	// instead of new ones; the others are closed.
 	Inherited []*os.File
@@ -55,13 +58,15 @@ type Interceptor struct {
 	hooks     *bpf.Hooks
 	cgroups   *hierarchy
 	people    *people
-	lock      *os.File // of the pins
+	confined  *cache[life, struct{}] // processes without a weakness
+	lock      *os.File               // of the pins
 	inherited *inheritance
 	listeners []*net.TCPListener
 	queries   []*net.UDPConn
 	netns     uint64 // cookie of the network namespace that those are in
 	stations  *stations
 	counters  counters
+	testing   sync.Mutex // one self-test at a time
 
 	mu     sync.Mutex        // guards the rest
 	agents map[uint64]*Agent // by cgroup id; those that the kernel governs, and no others
@@ -103,6 +108,7 @@ func Open(o Options) (_ *Interceptor, err error) {
 		return nil, err
 	}
 	i.people = newPeople(i.cgroups)
+	i.confined = newCache[life, struct{}](4096, nil)
 	if err := os.MkdirAll(o.State, 0o700); err != nil {
 		return nil, err
 	}
@@ -128,7 +134,6 @@ func Open(o Options) (_ *Interceptor, err error) {
 	if err := i.stations.forget(i.netns); err != nil {
 		return nil, err
 	}
-	i.warn()
 	return i, nil
 }
 
@@ -169,17 +174,12 @@ func (i *Interceptor) addListeners(hooks *bpf.Hooks) (err error) {
 
 // capable fails with the names of the capabilities that this process lacks. CAP_SYS_ADMIN is for mounting the pins.
 func capable() error {
-	header := unix.CapUserHeader{Version: unix.LINUX_CAPABILITY_VERSION_3}
-	var have [2]unix.CapUserData
-	if err := unix.Capget(&header, &have[0]); err != nil {
-		return os.NewSyscallError("capget", err)
-	}
 	var missing []string
 	for _, c := range []struct {
 		number uint
 		name   string
 	}{{unix.CAP_BPF, "CAP_BPF"}, {unix.CAP_NET_ADMIN, "CAP_NET_ADMIN"}, {unix.CAP_PERFMON, "CAP_PERFMON"}, {unix.CAP_SYS_ADMIN, "CAP_SYS_ADMIN"}} {
-		if have[c.number/32].Effective&(1<<(c.number%32)) == 0 {
+		if !has(c.number) {
 			missing = append(missing, c.name)
 		}
 	}
@@ -219,24 +219,6 @@ func (i *Interceptor) listen() error {
 	return nil
 }
 
-// warn says what an operator should know and nothing here can mend.
-func (i *Interceptor) warn() {
-	if !i.hooks.GuardsUnix() {
-		i.log.Warn("agents' unix sockets are not guarded: that needs Linux 6.7; " +
-			"keep sockets of container engines and of other services out of agents' reach")
-	}
-	var low, high uint16
-	if b, err := os.ReadFile("/proc/sys/net/ipv4/ip_local_port_range"); err == nil {
-		fmt.Sscan(string(b), &low, &high)
-	}
-	for _, port := range []uint16{i.options.Port, i.options.DNS} {
-		if port >= low && port <= high {
-			i.log.Warn("the port may be taken by an outgoing connection while no daemon runs; "+
-				"choose one outside the range, or add it to net.ipv4.ip_local_reserved_ports", "port", port, "low", low, "high", high)
-		}
-	}
-}
-
 // Addresses are where agents' connections arrive.
 func (i *Interceptor) Addresses() []netip.AddrPort {
 	var all []netip.AddrPort
@@ -245,9 +227,6 @@ func (i *Interceptor) Addresses() []netip.AddrPort {
 	}
 	return all
 }
-
-// GuardsUnix reports whether this kernel lets agents' unix sockets be guarded.
-func (i *Interceptor) GuardsUnix() bool { return i.hooks.GuardsUnix() }
 
 // Close stops listening and lets go of the programs, which stay in the kernel and refuse agents' connections until
 // another daemon opens the same pins.

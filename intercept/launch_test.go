@@ -165,7 +165,7 @@ print(s.recv(100).decode().strip(), "peer", s.getpeername()[0])
 				{python + " -c '" + sockets + "'", "EAFNOSUPPORT\nEAFNOSUPPORT\nEPERM\ndone\ndone\ndone\nVIA for 192.0.2.10:5432 peer 192.0.2.10"},
 			} {
 				if abi, _ := landlock(); abi < 2 && strings.Contains(c.what, "OUTSIDER") || abi < 6 && strings.Contains(c.what, "kill -0 $OUTSIDER") {
-					continue // as Weaknesses says
+					continue // as Diagnose says
 				}
 				if out, _ := l.run(t, "/bin/bash", "-c", "{ "+c.what+"; } 2>/tmp/null-$$; s=$?; rm -f /tmp/null-$$; exit $s"); out != c.want {
 					t.Errorf("%s\n\tgave %q\n\twant %q", c.what, out, c.want)
@@ -234,7 +234,7 @@ func TestWhatTheFilterRefuses(t *testing.T) {
 			continue // there is no such ABI elsewhere
 		}
 		if abi, _ := landlock(); name == "kill_outside" && abi < 6 {
-			continue // as Weaknesses says
+			continue // as Diagnose says
 		}
 		if got[name] != want {
 			t.Errorf("%s: %q, want %q", name, got[name], want)

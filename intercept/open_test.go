@@ -1,7 +1,6 @@
 package intercept
 
 import (
-	"bytes"
 	"fmt"
 	"os"
 	"path/filepath"
@@ -11,7 +10,6 @@ import (
 	"github.com/cilium/ebpf"
 	"github.com/cilium/ebpf/asm"
 	"github.com/cilium/ebpf/link"
-	"github.com/hashicorp/go-hclog"
 	"golang.org/x/sys/unix"
 )
 
@@ -91,16 +89,20 @@ func TestAPortThatOthersMayTakeIsAWarning(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer os.WriteFile(file, before, 0)
-	for set, want := range map[string]int{"32768 60999": 0, "15000 15020": 1, "15000 60999": 2} {
+	for set, want := range map[string]State{"32768 60999": Good, "15000 15020": Note, "15000 60999": Note} {
 		if err := os.WriteFile(file, []byte(set), 0); err != nil {
 			t.Fatal(err)
 		}
-		var log bytes.Buffer
-		o := options(t)
-		o.Log = hclog.New(&hclog.LoggerOptions{Output: &log})
-		open(t, o).Close()
-		if got := strings.Count(log.String(), "ip_local_reserved_ports"); got != want {
-			t.Errorf("%s: %d warnings, want %d:\n%s", set, got, want, log.String())
+		if got := checkPorts(&examination{Options: options(t)}); got.State != want {
+			t.Errorf("%s: %+v, want %s", set, got, want)
+		}
+	}
+}
+
+func TestReservedPortsAreRead(t *testing.T) {
+	for list, want := range map[string]bool{"": false, "\n": false, "15001\n": true, "1,15000-15002": true, "15002-15000": false, "x,15001-y,15001": true, "1500": false} {
+		if reserved(list, 15001) != want {
+			t.Errorf("%q: %t", list, !want)
 		}
 	}
 }

@@ -71,7 +71,7 @@ func TestWhoIsAtTheOtherEndOfAUnixSocket(t *testing.T) {
 	if p := next(t, peers); p.err != nil || p.Outside || !p.within || p.run != id || !strings.HasSuffix(p.Cgroup, "/agent/inner") {
 		t.Errorf("one who became an agent: %+v", p)
 	}
-	if i.GuardsUnix() {
+	if i.hooks.GuardsUnix() {
 		if got := run(t, agent, "joiner", socket); got != "EPERM" {
 			t.Errorf("an agent got %q", got)
 		}

@@ -9,6 +9,7 @@ import (
 	"net/netip"
 	"os"
 	"os/exec"
+	"path/filepath"
 	"syscall"
 	"time"
 
@@ -27,16 +28,30 @@ type findings struct {
 	TCP  map[string]string // by destination; "ok" if getpeername showed that destination too
 	UDP  string
 	Raw  string
+	Mark string // SO_MARK
 	Bind string // of the proxy's port
 }
 
+// A Trial is one thing that an agent tried, and how it ended.
+type Trial struct {
+	What string `json:"what"`
+	Want string `json:"want"`
+	Got  string `json:"got"`
+}
+
+// OK reports whether it ended as it must.
+func (t Trial) OK() bool { return t.Want == t.Got }
+
 // SelfTest tries, in a cgroup of its own, whether an agent's connections arrive here with their record and whether its
-// other ways out are refused: attached programs are no proof that they are asked. Serve must be running, and main must
-// begin with [Stage]. It takes some milliseconds, and no longer than ctx.
-func (i *Interceptor) SelfTest(ctx context.Context) (err error) {
+// other ways out are refused: attached programs are no proof that they are asked. It fails unless each trial ended as it
+// must. Serve must be running, and main must begin with [Stage]. It takes some milliseconds, and no longer than ctx; one
+// runs at a time.
+func (i *Interceptor) SelfTest(ctx context.Context) (trials []Trial, err error) {
+	i.testing.Lock()
+	defer i.testing.Unlock()
 	dir, err := NewCgroup(fmt.Sprintf("self-test-%d", os.Getpid()))
 	if err != nil {
-		return err
+		return nil, err
 	}
 	defer func() {
 		ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), 5*time.Second)
@@ -45,7 +60,7 @@ func (i *Interceptor) SelfTest(ctx context.Context) (err error) {
 	}()
 	id, err := i.hooks.AddAgent(dir)
 	if err != nil {
-		return explain(err)
+		return nil, explain(err)
 	}
 	arrived := make(chan netip.AddrPort, len(unassigned))
 	i.setProbe(id, arrived)
@@ -55,9 +70,8 @@ func (i *Interceptor) SelfTest(ctx context.Context) (err error) {
 	}()
 	found, err := i.sendProbe(ctx, dir)
 	if err != nil {
-		return fmt.Errorf("intercept: self-test: %w", err)
+		return nil, fmt.Errorf("intercept: self-test: %w", err)
 	}
-	var wrong []error
 	expected := unassigned[:len(i.listeners)]
 	came := make(map[netip.AddrPort]bool)
 	for _, to := range expected {
@@ -71,19 +85,68 @@ func (i *Interceptor) SelfTest(ctx context.Context) (err error) {
 		}
 	}
 	for _, to := range expected {
-		if got := found.TCP[to.String()]; got != "ok" || !came[to] {
-			wrong = append(wrong, fmt.Errorf("a connection to %s ended with %s; it arrived here: %t", to, got, came[to]))
+		got := found.TCP[to.String()]
+		if got == "ok" && came[to] {
+			got = arrivedHere
 		}
+		trials = append(trials, Trial{"a connection to " + to.String(), arrivedHere, got})
 	}
-	for what, got := range map[string]string{"a datagram": found.UDP, "a raw socket": found.Raw, "taking the proxy's port": found.Bind} {
-		if got != "EPERM" {
-			wrong = append(wrong, fmt.Errorf("%s ended with %s, and not with EPERM", what, got))
+	trials = append(trials,
+		Trial{"a datagram", "EPERM", found.UDP}, Trial{"a raw socket", "EPERM", found.Raw}, Trial{"marking packets", "EPERM", found.Mark},
+		Trial{"taking the proxy's port", "EPERM", found.Bind})
+	var wrong []error
+	for _, t := range trials {
+		if !t.OK() {
+			wrong = append(wrong, fmt.Errorf("%s ended with %s, and not with %s", t.What, t.Got, t.Want))
 		}
 	}
 	if wrong != nil {
-		return fmt.Errorf("intercept: self-test: agents are not guarded: %w", errors.Join(wrong...))
+		return trials, fmt.Errorf("intercept: self-test: agents are not guarded: %w", errors.Join(wrong...))
 	}
-	return nil
+	return trials, nil
+}
+
+const arrivedHere = "arrived at the daemon"
+
+// Try is SelfTest without a daemon: it puts everything into the kernel, tries it, and takes it out again. Nobody is
+// governed meanwhile but the probe.
+func Try(ctx context.Context) (trials []Trial, err error) {
+	dir, err := os.MkdirTemp("", "sallyport-try-")
+	if err != nil {
+		return nil, err
+	}
+	defer os.RemoveAll(dir)
+	port, err := freePort()
+	if err != nil {
+		return nil, err
+	}
+	o := Options{Port: port, Pins: filepath.Join(dir, "pins"), State: filepath.Join(dir, "state"), Grace: time.Second}
+	i, err := Open(o)
+	if err != nil {
+		return nil, err
+	}
+	serving, stop := context.WithCancel(ctx)
+	served := make(chan error, 1)
+	go func() { served <- i.Serve(serving, func(context.Context, *Connection) {}) }()
+	defer func() {
+		stop()
+		err = errors.Join(err, <-served, i.Close())
+		pinned, openErr := OpenRemovable(o.Pins)
+		if openErr == nil {
+			openErr = pinned.Remove()
+		}
+		err = errors.Join(err, openErr)
+	}()
+	return i.SelfTest(ctx)
+}
+
+func freePort() (uint16, error) {
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		return 0, err
+	}
+	defer l.Close()
+	return uint16(l.Addr().(*net.TCPAddr).Port), nil
 }
 
 // A probing is the self-test that runs now, if one does.
@@ -162,6 +225,14 @@ func probe(args []string) error {
 			unix.Close(fd)
 		}
 		return err
+	})
+	f.Mark = attempt(func() error {
+		fd, err := unix.Socket(unix.AF_INET, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, 0)
+		if err != nil {
+			return err
+		}
+		defer unix.Close(fd)
+		return unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_MARK, 1)
 	})
 	f.Bind = attempt(func() error {
 		l, err := net.Listen("tcp", "127.0.0.2:"+args[0]) // an address that the daemon itself does not take

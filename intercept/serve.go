@@ -25,6 +25,8 @@ type Connection struct {
 	Agent       string // name
 	Run         string
 	Netns       uint64 // cookie of the network namespace that it came from
+	// Weak are the ways out that its process has, if Options.Strict asks to look: it is to be refused.
+	Weak []Weakness
 }
 
 // Reasons for which a connection is reset before it is handled.
@@ -232,6 +234,11 @@ func (i *Interceptor) receive(c *net.TCPConn) (*Connection, error) {
 		Agent:       agent.Name,
 		Run:         agent.Run,
 		Netns:       record.Netns,
+	}
+	if i.options.Strict && !agent.Launched {
+		if conn.Weak, err = i.examineCaller(&conn.Process); err != nil {
+			return nil, err
+		}
 	}
 	if !i.enter(agent.Run) {
 		return nil, ErrTooMany

@@ -31,9 +31,11 @@ type Daemon struct {
 	State     string `toml:"state"`
 	Pins      string `toml:"pins"`
 	// How long connections may go on when the daemon stops.
-	Drain     time.Duration `toml:"drain"`
-	LogLevel  string        `toml:"log_level"`
-	LogFormat string        `toml:"log_format"`
+	Drain time.Duration `toml:"drain"`
+	// "available" enforces what the kernel and the agents' confinement allow, and reports the rest; "strict" refuses it.
+	Require   string `toml:"require"`
+	LogLevel  string `toml:"log_level"`
+	LogFormat string `toml:"log_format"`
 	Pos       Pos
 }
 
@@ -154,6 +156,7 @@ func Default() *Config {
 			State:     "/var/lib/sallyport",
 			Pins:      "/run/sallyport/bpf",
 			Drain:     10 * time.Second,
+			Require:   "available",
 			LogLevel:  "info",
 			LogFormat: "text",
 		},

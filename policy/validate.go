@@ -77,6 +77,7 @@ func (v *validator) daemon(d *Daemon) {
 	}
 	v.absolute(d.Pos, "state", d.State)
 	v.absolute(d.Pos, "pins", d.Pins)
+	v.oneOf(d.Pos, "require", d.Require, "available", "strict")
 	v.oneOf(d.Pos, "log_level", d.LogLevel, "trace", "debug", "info", "warn", "error")
 	v.oneOf(d.Pos, "log_format", d.LogFormat, "text", "json")
 }

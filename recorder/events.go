@@ -21,6 +21,7 @@ const (
 	EventDaemonHandedOver  = "daemon.handed_over"
 	EventDetached          = "detached"
 	EventAgentFreed        = "agent.freed"
+	EventAgentWeak         = "agent.weak"
 	EventPolicyLoaded      = "policy.loaded"
 	EventPolicyRejected    = "policy.rejected"
 	EventAgentStarted      = "agent.started"
@@ -58,6 +59,7 @@ var Events = []EventKind{
 	{EventDaemonStopped, "the daemon stopped in good order"},
 	{EventDaemonHandedOver, "the daemon gave its sockets to the next one, and ends"},
 	{EventDetached, "everything is taken out of the kernel, on somebody's word; says whose"},
+	{EventAgentWeak, "a process of an agent that was found has rights that lead out; says which, and whether it is refused for that"},
 	{EventAgentFreed, "an agent is let go with its processes, on somebody's word; says whose"},
 	{EventPolicyLoaded, "a policy took effect"},
 	{EventPolicyRejected, "a policy was not taken because it is wrong; the old one stays"},

@@ -66,6 +66,8 @@ func (n *node) open(c *intercept.Connection) (s *protocols.Session, p *protocols
 	switch {
 	case target == nil:
 		return nil, nil, nil, fmt.Errorf("no target covers %s, so agent %q may not connect there; ask an operator to add one", c.Destination, c.Agent)
+	case c.Weak != nil:
+		return nil, nil, target, fmt.Errorf("agent %q could get out by other ways, and strictness is required here: %s; %s", c.Agent, c.Weak[0].What, c.Weak[0].Mend)
 	case !target.Admits(c.Agent):
 		return nil, nil, target, fmt.Errorf("agent %q is not among the agents of target %q", c.Agent, name)
 	}

@@ -52,6 +52,7 @@ func (n *node) serveControl() (stop func(), err error) {
 	mux.Handle("/requests", requests)
 	mux.Handle("/requests/", requests)
 	mux.HandleFunc("GET /status", n.forRoot(n.getStatus))
+	mux.HandleFunc("GET /diagnosis", n.forRoot(n.getDiagnosis))
 	mux.HandleFunc("POST /reload", n.forRoot(n.postReload))
 	mux.HandleFunc("POST /agents", n.forRoot(n.postAgent))
 	mux.HandleFunc("DELETE /agents/{run}", n.forRoot(n.deleteAgent))
@@ -160,6 +161,8 @@ func (n *node) postReload(r *http.Request) (any, error) {
 type NewAgent struct {
 	Name   string `json:"name"`
 	Cgroup string `json:"cgroup"` // directory
+	// Launched says that the cgroup is empty and that intercept.Launch will confine what is started in it.
+	Launched bool `json:"launched,omitempty"`
 }
 
 // AgentAdded answers it.
@@ -178,7 +181,7 @@ func (n *node) postAgent(r *http.Request) (any, error) {
 	if in.Name == "" || !filepath.IsAbs(in.Cgroup) {
 		return nil, errors.New("a name and the absolute path of a cgroup are needed")
 	}
-	run, err := n.addAgent(in.Name, in.Cgroup)
+	run, err := n.addAgent(in.Name, in.Cgroup, in.Launched)
 	if err != nil {
 		return nil, err
 	}

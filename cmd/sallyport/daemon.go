@@ -14,7 +14,6 @@ import (
 	"github.com/hashicorp/go-hclog"
 	"github.com/spf13/cobra"
 
-	"sallyport/intercept"
 	"sallyport/policy"
 )
 
@@ -81,6 +80,7 @@ func runDaemon(ctx context.Context, configPath string, over bool) error {
 	aside.Go(func() { n.router.Run(ctx) })
 	aside.Go(func() { n.desk.Run(ctx) })
 	aside.Go(func() { n.serveNames(ctx) })
+	aside.Go(func() { n.examineLoop(ctx) })
 	served := make(chan error, 1)
 	go func() { served <- n.gate.Serve(ctx, n.handle) }()
 	stopControl, err := n.admit(ctx)
@@ -113,21 +113,22 @@ const selfTestTimeout = 15 * time.Second
 func (n *node) admit(ctx context.Context) (stopControl func(), err error) {
 	testing, done := context.WithTimeout(ctx, selfTestTimeout)
 	defer done()
-	if err := n.gate.SelfTest(testing); err != nil {
+	if _, err := n.gate.SelfTest(testing); err != nil {
 		return nil, err
+	}
+	open := n.leftOpen()
+	if len(open) > 0 && n.config.Daemon.Require == "strict" {
+		return nil, fmt.Errorf("this host leaves something open, and the configuration requires that nothing is (require = \"strict\"): %s; see `sallyport doctor`", open[0])
 	}
 	for _, a := range n.config.Agents {
 		if err := n.addConfigured(a); err != nil {
 			return nil, err
 		}
 	}
-	for _, w := range intercept.Weaknesses() {
-		n.log.Warn("this kernel leaves something open", "what", w)
-	}
 	if stopControl, err = n.serveControl(); err != nil {
 		return nil, err
 	}
-	n.audit("daemon.started", map[string]any{"pid": os.Getpid(), "policy": n.engine.Policy().Hash(), "guards_unix": n.gate.GuardsUnix(), "weaknesses": intercept.Weaknesses()})
+	n.audit("daemon.started", map[string]any{"pid": os.Getpid(), "policy": n.engine.Policy().Hash(), "require": n.config.Daemon.Require, "open": open})
 	return stopControl, nil
 }
 

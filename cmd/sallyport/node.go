@@ -102,7 +102,7 @@ func openNode(ctx context.Context, configPath string, log hclog.Logger, sockets 
 	}
 	n.gate, err = intercept.Open(intercept.Options{
 		Port: uint16(config.Daemon.ProxyPort), DNS: uint16(config.Daemon.DNSPort), Pins: config.Daemon.Pins, State: state, Log: log.Named("intercept"),
-		Grace: config.Daemon.Drain, Inherited: sockets,
+		Strict: config.Daemon.Require == "strict", Grace: config.Daemon.Drain, Inherited: sockets,
 		Refused: n.refusedUnhandled, Panic: n.panicked,
 	})
 	if err != nil {
@@ -201,12 +201,19 @@ func (n *node) addConfigured(a policy.Agent) error {
 	if err := os.MkdirAll(dir, 0o755); err != nil {
 		return fmt.Errorf("agent %s: %w", a.Name, err)
 	}
-	_, err = n.addAgent(a.Name, dir)
+	_, err = n.addAgent(a.Name, dir, false)
 	return err
 }
 
-func (n *node) addAgent(name, dir string) (run string, err error) {
+// launched agents have no process yet, and get theirs from Launch.
+func (n *node) addAgent(name, dir string, launched bool) (run string, err error) {
 	if run, err = n.gate.AddAgent(name, dir); err != nil {
+		return "", err
+	}
+	if launched {
+		err = n.gate.Launched(run)
+	}
+	if err != nil {
 		return "", err
 	}
 	return run, n.record.Audit("agent.attached", map[string]any{"agent": name, "run": run, "cgroup": dir})

@@ -99,7 +99,7 @@ func runAgent(ctx context.Context, configPath, name, as string, args []string) (
 			api.do(ctx, http.MethodDelete, "/agents/"+added.Run, nil, new(map[string]string))
 		}
 	}()
-	if err := api.do(ctx, http.MethodPost, "/agents", NewAgent{Name: name, Cgroup: dir}, &added); err != nil {
+	if err := api.do(ctx, http.MethodPost, "/agents", NewAgent{Name: name, Cgroup: dir, Launched: true}, &added); err != nil {
 		return err
 	}
 	command, err := intercept.Launch(intercept.LaunchOptions{
