@@ -32,6 +32,8 @@ const (
 	RefusedPort          = RefusalKind(kernelRefusalKindREFUSAL_PORT)           // binding one of the daemon's ports
 	RefusedEgress        = RefusalKind(kernelRefusalKindREFUSAL_EGRESS)         // a packet on its way out, such as a datagram on a connected socket
 	RefusedIngress       = RefusalKind(kernelRefusalKindREFUSAL_INGRESS)        // a packet on its way in
+	RefusedBlocked       = RefusalKind(kernelRefusalKindREFUSAL_BLOCKED)        // going where a route refuses it
+	RefusedMany          = RefusalKind(kernelRefusalKindREFUSAL_MANY)           // going to many at once: multicast, broadcast
 )
 
 // refusalKinds has a line for each kind: its name, and the words for people, in which braces stand for what was tried.
@@ -48,6 +50,8 @@ var refusalKinds = map[RefusalKind]struct{ name, words string }{
 	RefusedPort:          {"proxy_port", "taking the proxy's port {to}"},
 	RefusedEgress:        {"packet_out", "{protocol} packet to {to}"},
 	RefusedIngress:       {"packet_in", "{protocol} packet from {to}"},
+	RefusedBlocked:       {"blocked", "{protocol} to {to}, which is blocked"},
+	RefusedMany:          {"multicast", "{protocol} to {to}, which is many at once"},
 }
 
 // RefusalKinds returns every kind that the programs report.

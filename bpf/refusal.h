@@ -28,6 +28,8 @@ enum refusal_kind {
 	REFUSAL_PORT,
 	REFUSAL_EGRESS,
 	REFUSAL_INGRESS,
+	REFUSAL_BLOCKED,
+	REFUSAL_MANY,
 };
 
 #define REFUSAL_LIMIT 64 /* kinds that the counters have room for */
