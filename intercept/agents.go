@@ -142,6 +142,7 @@ func (i *Interceptor) forget(a *Agent) error {
 		return err
 	}
 	delete(i.agents, a.ID)
+	i.gone.put(a.ID, *a)
 	i.log.Info("agent removed", "agent", a.Name, "run", a.Run)
 	return i.save()
 }

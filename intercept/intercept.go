@@ -66,7 +66,8 @@ type Interceptor struct {
 	netns     uint64 // cookie of the network namespace that those are in
 	stations  *stations
 	counters  counters
-	testing   sync.Mutex // one self-test at a time
+	testing   sync.Mutex            // one self-test at a time
+	gone      *cache[uint64, Agent] // agents that were
 
 	mu     sync.Mutex        // guards the rest
 	agents map[uint64]*Agent // by cgroup id; those that the kernel governs, and no others
@@ -97,7 +98,7 @@ func Open(o Options) (_ *Interceptor, err error) {
 			return nil, fmt.Errorf("%w; mount it: mount -t cgroup2 none /sys/fs/cgroup/unified", err)
 		}
 	}
-	i := &Interceptor{options: o, log: o.Log, agents: make(map[uint64]*Agent), open: make(map[string]int), inherited: inherit(o.Inherited)}
+	i := &Interceptor{options: o, log: o.Log, agents: make(map[uint64]*Agent), open: make(map[string]int), gone: newCache[uint64, Agent](maxGone, nil), inherited: inherit(o.Inherited)}
 	defer i.inherited.close()
 	defer func() {
 		if err != nil {

@@ -23,14 +23,24 @@ const (
 	EventAgentFreed        = "agent.freed"
 	EventAgentWeak         = "agent.weak"
 	EventPolicyLoaded      = "policy.loaded"
-	EventPolicyRejected    = "policy.rejected"
-	EventAgentStarted      = "agent.started"
-	EventAgentEnded        = "agent.ended"
+	EventPolicyRefused     = "policy.refused"
+	EventAgentAttached     = "agent.attached"
+	EventAgentDetached     = "agent.detached"
 	EventConnectionRefused = "connection.refused"
-	EventTicketOpened      = "ticket.opened"
-	EventTicketVoted       = "ticket.voted"
-	EventTicketChanged     = "ticket.changed"
-	EventReplayed          = "session.replayed"
+	EventControlRefused    = "control.refused"
+	EventBypassRefused     = "bypass.refused"
+	EventSessionPanic      = "session.panic"
+
+	EventApprovalRequested  = "approval.requested"
+	EventApprovalVoted      = "approval.voted"
+	EventApprovalDecided    = "approval.decided"
+	EventApprovalConsumed   = "approval.consumed"
+	EventApprovalExpired    = "approval.expired"
+	EventApprovalLapsed     = "approval.lapsed"
+	EventApprovalCancelled  = "approval.cancelled"
+	EventApprovalRevoked    = "approval.revoked"
+	EventApprovalSuperseded = "approval.superseded"
+	EventApprovalRefused    = "approval.refused"
 )
 
 // An EventKind is an entry of the catalogue.
@@ -62,14 +72,24 @@ var Events = []EventKind{
 	{EventAgentWeak, "a process of an agent that was found has rights that lead out; says which, and whether it is refused for that"},
 	{EventAgentFreed, "an agent is let go with its processes, on somebody's word; says whose"},
 	{EventPolicyLoaded, "a policy took effect"},
-	{EventPolicyRejected, "a policy was not taken because it is wrong; the old one stays"},
-	{EventAgentStarted, "a run of an agent began"},
-	{EventAgentEnded, "a run of an agent ended"},
+	{EventPolicyRefused, "a policy was not taken because it is wrong; the old one stays"},
+	{EventAgentAttached, "a cgroup became an agent's; its run has this id"},
+	{EventAgentDetached, "an agent without processes was let go"},
 	{EventConnectionRefused, "a connection was refused before a session began"},
-	{EventTicketOpened, "a request was put before humans"},
-	{EventTicketVoted, "a human voted on a ticket"},
-	{EventTicketChanged, "a ticket reached another state"},
-	{EventReplayed, "a recorded session was replayed against a sandbox"},
+	{EventControlRefused, "an agent tried to control what governs it"},
+	{EventBypassRefused, "an agent tried a way around and was refused; without a process, only how many were left out"},
+	{EventSessionPanic, "a session ended by a fault of this program"},
+
+	{EventApprovalRequested, "a request was put before humans"},
+	{EventApprovalVoted, "a human voted on it"},
+	{EventApprovalDecided, "the votes decided it"},
+	{EventApprovalConsumed, "the approved request ran, or is about to"},
+	{EventApprovalExpired, "nobody decided in time"},
+	{EventApprovalLapsed, "it was approved and not used in time"},
+	{EventApprovalCancelled, "who asked took it back"},
+	{EventApprovalRevoked, "an approval was taken back before it was used"},
+	{EventApprovalSuperseded, "the policy changed under it"},
+	{EventApprovalRefused, "a process of an agent came near requests for approval"},
 }
 
 // Known reports whether the catalogue has a kind of that name.

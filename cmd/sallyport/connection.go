@@ -132,7 +132,7 @@ func (n *node) refuse(ctx context.Context, c *intercept.Connection, t *policy.Ta
 	if t != nil {
 		fields["target"] = t.Name
 	}
-	n.audit("connection.refused", fields)
+	n.audit(recorder.EventConnectionRefused, fields)
 	n.log.Warn("connection refused", "agent", c.Agent, "pid", c.Process.PID, "exe", c.Process.Exe, "to", c.Destination, "reason", reason)
 	ctx, cancel := context.WithTimeout(ctx, refuseTimeout)
 	defer cancel()

@@ -55,6 +55,7 @@ func (n *node) serveControl() (stop func(), err error) {
 	mux.HandleFunc("GET /diagnosis", n.forRoot(n.getDiagnosis))
 	mux.HandleFunc("POST /reload", n.forRoot(n.postReload))
 	mux.HandleFunc("POST /agents", n.forRoot(n.postAgent))
+	mux.HandleFunc("POST /agents/{run}/refusals", n.forRoot(n.postRefusals))
 	mux.HandleFunc("DELETE /agents/{run}", n.forRoot(n.deleteAgent))
 	mux.HandleFunc("POST /handover", n.onlyRoot(n.postHandover))
 	// curl --unix-socket SOCKET 'http://x/debug/pprof/profile?seconds=10' > cpu.pprof
@@ -94,7 +95,7 @@ func (n *node) onlyRoot(f http.HandlerFunc) http.HandlerFunc {
 		case err != nil:
 			answer(w, http.StatusForbidden, failure{err.Error(), ""})
 		case peer.Agent != "":
-			n.audit("control.refused", map[string]any{"peer": peer, "request": r.Method + " " + r.URL.Path})
+			n.audit(recorder.EventControlRefused, map[string]any{"peer": peer, "request": r.Method + " " + r.URL.Path})
 			answer(w, http.StatusForbidden, failure{"agents may not control what governs them", ""})
 		case peer.UID != 0:
 			answer(w, http.StatusForbidden, failure{"only root may do this", "use sudo"})
@@ -136,7 +137,11 @@ type Status struct {
 	Agents    []intercept.Agent  `json:"agents"`
 	Counters  intercept.Counters `json:"connections"`
 	HeapBytes uint64             `json:"heap_bytes"` // after a collection
-	CA        string             `json:"ca_bundle"`
+
+	Refusals     []intercept.RefusalCount `json:"refusals"`
+	RefusalsLost uint64                   `json:"refusals_lost"` // only counted, not reported: the kernel had no room
+
+	CA string `json:"ca_bundle"`
 }
 
 func (n *node) getStatus(r *http.Request) (any, error) {
@@ -147,7 +152,9 @@ func (n *node) getStatus(r *http.Request) (any, error) {
 	for _, a := range n.gate.Addresses() {
 		s.Proxy = append(s.Proxy, a.String())
 	}
-	return s, nil
+	var err error
+	s.Refusals, s.RefusalsLost, err = n.refusalCounts()
+	return s, err
 }
 
 func (n *node) postReload(r *http.Request) (any, error) {
@@ -205,7 +212,7 @@ func (n *node) deleteAgent(r *http.Request) (any, error) {
 	if err := n.gate.RemoveAgent(run); err != nil {
 		return nil, err
 	}
-	n.audit("agent.detached", map[string]any{"run": run})
+	n.audit(recorder.EventAgentDetached, map[string]any{"run": run})
 	return map[string]string{"run": run}, nil
 }
 

@@ -15,6 +15,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"sallyport/policy"
+	"sallyport/recorder"
 )
 
 func daemonCommand() *cobra.Command {
@@ -81,6 +82,7 @@ func runDaemon(ctx context.Context, configPath string, over bool) error {
 	aside.Go(func() { n.desk.Run(ctx) })
 	aside.Go(func() { n.serveNames(ctx) })
 	aside.Go(func() { n.examineLoop(ctx) })
+	aside.Go(func() { n.serveRefusals(ctx) })
 	served := make(chan error, 1)
 	go func() { served <- n.gate.Serve(ctx, n.handle) }()
 	stopControl, err := n.admit(ctx)
@@ -128,7 +130,7 @@ func (n *node) admit(ctx context.Context) (stopControl func(), err error) {
 	if stopControl, err = n.serveControl(); err != nil {
 		return nil, err
 	}
-	n.audit("daemon.started", map[string]any{"pid": os.Getpid(), "policy": n.engine.Policy().Hash(), "require": n.config.Daemon.Require, "open": open})
+	n.audit(recorder.EventDaemonStarted, map[string]any{"pid": os.Getpid(), "policy": n.engine.Policy().Hash(), "require": n.config.Daemon.Require, "open": open})
 	return stopControl, nil
 }
 

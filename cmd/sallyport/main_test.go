@@ -117,6 +117,7 @@ login = { user = "postgres", password = { file = %q } }
 		if out, err := exec.Command(program, "detach", "--all", "--config", s.config).CombinedOutput(); err != nil {
 			t.Errorf("detach: %v: %s", err, out)
 		}
+		s.checkKinds()
 		if t.Failed() {
 			log, _ := os.ReadFile(filepath.Join(dir, "daemon.log"))
 			if len(log) > 8<<10 {

@@ -42,6 +42,7 @@ type node struct {
 	ca      *intercept.CA
 	bundle  string // file with the roots that agents should trust
 
+	refusals *refusals
 	outcomes sync.WaitGroup // of what was approved, on their way to the desk
 	loading  sync.Mutex     // one configuration at a time
 
@@ -87,6 +88,7 @@ func openNode(ctx context.Context, configPath string, log hclog.Logger, sockets 
 		return n, err
 	}
 	n.maskers = maskFactory(key)
+	n.refusals = newRefusals(n.audit, log.Named("refusals"))
 	n.engine = policy.NewEngine(all.Protocols, approver{n.desk}, n.maskers)
 	if n.ca, err = intercept.OpenCA(filepath.Join(state, "ca")); err != nil {
 		return n, err
@@ -130,7 +132,7 @@ func (n *node) close() error {
 		errs = append(errs, n.store.Close())
 	}
 	if n.record != nil {
-		errs = append(errs, n.record.Audit("daemon.stopped", map[string]any{"pid": os.Getpid()}), n.record.Close())
+		errs = append(errs, n.record.Audit(recorder.EventDaemonStopped, map[string]any{"pid": os.Getpid()}), n.record.Close())
 	}
 	return errors.Join(errs...)
 }
@@ -161,7 +163,7 @@ func (n *node) load(ctx context.Context, c *policy.Config) error {
 	if _, err := policy.Compile(c, all.Protocols, approver{n.desk}, n.maskers); err != nil {
 		return err
 	}
-	if err := n.record.Audit("policy.loaded", map[string]any{"file": n.configPath, "policy": hash}); err != nil {
+	if err := n.record.Audit(recorder.EventPolicyLoaded, map[string]any{"file": n.configPath, "policy": hash}); err != nil {
 		return err
 	}
 	// No connection gets a target of one file with the log-in of another: new ones wait for as long as looking up the names
@@ -186,7 +188,7 @@ func (n *node) reload(ctx context.Context) error {
 	}
 	if err != nil {
 		n.log.Error("the configuration is not taken over, the one before stays in force", "file", n.configPath, "error", err)
-		return errors.Join(err, n.record.Audit("policy.refused", map[string]any{"file": n.configPath, "error": err.Error()}))
+		return errors.Join(err, n.record.Audit(recorder.EventPolicyRefused, map[string]any{"file": n.configPath, "error": err.Error()}))
 	}
 	n.log.Info("configuration taken over", "file", n.configPath, "policy", n.engine.Policy().Hash())
 	return nil
@@ -216,15 +218,15 @@ func (n *node) addAgent(name, dir string, launched bool) (run string, err error)
 	if err != nil {
 		return "", err
 	}
-	return run, n.record.Audit("agent.attached", map[string]any{"agent": name, "run": run, "cgroup": dir})
+	return run, n.record.Audit(recorder.EventAgentAttached, map[string]any{"agent": name, "run": run, "cgroup": dir})
 }
 
 func (n *node) refusedUnhandled(from netip.AddrPort, why error) {
-	n.audit("connection.refused", map[string]any{"from": from, "reason": why.Error()})
+	n.audit(recorder.EventConnectionRefused, map[string]any{"from": from, "reason": why.Error()})
 }
 
 func (n *node) panicked(value any, stack []byte) {
-	n.audit("session.panic", map[string]any{"panic": fmt.Sprint(value), "stack": string(stack)})
+	n.audit(recorder.EventSessionPanic, map[string]any{"panic": fmt.Sprint(value), "stack": string(stack)})
 }
 
 // audit is for events that nothing waits for.

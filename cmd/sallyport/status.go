@@ -29,6 +29,9 @@ func statusCommand() *cobra.Command {
 			for _, a := range s.Agents {
 				fmt.Fprintf(w, "agent\t%s  run %s  cgroup %s\n", a.Name, a.Run, a.Cgroup)
 			}
+			for _, c := range s.Refusals {
+				fmt.Fprintf(w, "refused\t%s  run %s  %s  %d\n", c.Agent, c.Run, c.Kind, c.Refused)
+			}
 			return w.Flush()
 		},
 	}

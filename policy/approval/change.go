@@ -46,9 +46,9 @@ func (d *Desk) settle(ctx context.Context, t Ticket) (Ticket, error) {
 	if !t.due(time.Now()) {
 		return t, nil
 	}
-	kind, c := "approval.expired", Change{To: Expired}
+	kind, c := eventExpired, Change{To: Expired}
 	if t.State == Approved {
-		kind, c = "approval.lapsed", Change{To: Lapsed}
+		kind, c = eventLapsed, Change{To: Lapsed}
 	}
 	moved, err := d.move(ctx, t, kind, c)
 	if errors.Is(err, ErrConflict) { // another node was faster
@@ -91,7 +91,7 @@ func (d *Desk) consume(ctx context.Context, a *asking) (t Ticket, used bool, err
 		now := stamp()
 		e := event(&t, Change{To: Consumed})
 		e.Session, e.Policy = a.s.ID, a.h.Policy
-		if err := d.record("approval.consumed", e); err != nil {
+		if err := d.record(eventConsumed, e); err != nil {
 			return err
 		}
 		c, err := d.store.Consume(ctx, t.ID, a.digest, a.s.ID, now)
@@ -100,7 +100,7 @@ func (d *Desk) consume(ctx context.Context, a *asking) (t Ticket, used bool, err
 			d.bells.ring(t.ID)
 			return nil
 		}
-		d.lost("approval.consumed", e, err)
+		d.lost(eventConsumed, e, err)
 		if errors.Is(err, ErrConflict) { // another node was faster
 			t, err = d.store.Get(ctx, a.id)
 		}

@@ -174,7 +174,7 @@ func (d *Desk) refile(ctx context.Context, a *asking) (Ticket, error) {
 			if t.Rule == a.h.Rule {
 				why = fmt.Sprintf("the policy changed who must approve under the rule %q", a.h.Rule)
 			}
-			_, err = d.move(ctx, t, "approval.superseded", Change{To: Superseded, Why: why})
+			_, err = d.move(ctx, t, eventSuperseded, Change{To: Superseded, Why: why})
 		default:
 			return t, nil
 		}
@@ -214,19 +214,19 @@ func (d *Desk) create(ctx context.Context, a *asking) (Ticket, error) {
 	}
 	e := event(&t, Change{To: Pending})
 	e.From, e.Request = "", &t
-	if err := d.record("approval.requested", e); err != nil {
+	if err := d.record(eventRequested, e); err != nil {
 		return Ticket{}, err
 	}
 	filed, created, err := d.store.Create(ctx, t, d.o.MaxPending, t.Created.Add(-d.o.CoolOff))
 	switch {
 	case err != nil:
-		d.lost("approval.requested", e, err)
+		d.lost(eventRequested, e, err)
 		if errors.Is(err, ErrTooMany) {
 			err = tooMany
 		}
 		return Ticket{}, err
 	case !created:
-		d.lost("approval.requested", e, errors.New("an equal request was filed meanwhile"))
+		d.lost(eventRequested, e, errors.New("an equal request was filed meanwhile"))
 	default:
 		select {
 		case d.nudge <- struct{}{}:

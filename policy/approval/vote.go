@@ -95,7 +95,7 @@ func (d *Desk) Cancel(ctx context.Context, p Peer, ref string, a Answer) (Ticket
 			return Ticket{}, over(&t)
 		}
 		by := p.human()
-		return d.move(ctx, t, "approval.cancelled", Change{To: Cancelled, By: &by, Why: a.Comment})
+		return d.move(ctx, t, eventCancelled, Change{To: Cancelled, By: &by, Why: a.Comment})
 	})
 }
 
@@ -109,7 +109,7 @@ func (d *Desk) Revoke(ctx context.Context, p Peer, ref string, a Answer) (Ticket
 			return Ticket{}, over(&t)
 		}
 		by := p.human()
-		return d.move(ctx, t, "approval.revoked", Change{To: Revoked, By: &by, Why: a.Comment})
+		return d.move(ctx, t, eventRevoked, Change{To: Revoked, By: &by, Why: a.Comment})
 	})
 }
 
@@ -177,16 +177,16 @@ func (d *Desk) vote(ctx context.Context, t Ticket, p *Peer, approve bool, a Answ
 		c.To, c.GrantUntil = Approved, v.At.Add(t.GrantFor)
 	}
 	if c.To == Pending {
-		return d.move(ctx, t, "approval.voted", c)
+		return d.move(ctx, t, eventVoted, c)
 	}
 	// A vote that decides is two facts on record before it is one change in the store.
 	e := event(&t, Change{To: Pending, Vote: &v})
-	if err := d.record("approval.voted", e); err != nil {
+	if err := d.record(eventVoted, e); err != nil {
 		return Ticket{}, err
 	}
-	moved, err := d.move(ctx, t, "approval.decided", c)
+	moved, err := d.move(ctx, t, eventDecided, c)
 	if err != nil {
-		d.lost("approval.voted", e, err)
+		d.lost(eventVoted, e, err)
 	}
 	return moved, err
 }
@@ -200,7 +200,7 @@ func (d *Desk) admit(p *Peer, what string) error {
 		return nil
 	}
 	e := Event{Agent: p.Agent, Peer: p, Attempt: what, Why: "inside an agent"}
-	if err := d.audit.Audit("approval.refused", e); err != nil {
+	if err := d.audit.Audit(eventRefused, e); err != nil {
 		d.o.Log.Error("refusal is not on record", "agent", p.Agent, "pid", p.PID, "error", err)
 	}
 	return &Error{http.StatusForbidden, "requests are not open to processes of an agent", "a human must look, from outside of " + p.Agent}
