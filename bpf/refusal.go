@@ -85,9 +85,9 @@ type Refusal struct {
 	Level, Option          int
 }
 
-// Refusals calls f for each refusal, in order, until ctx is done and all there was has been read, or h is closed. Only one caller may read at a time. The
-// kernel reports 20 at once and then 5 a second of each agent and kind; the others are in LeftOut of the next. While f
-// runs the kernel keeps about 1,000 more; those that find no room are counted as lost.
+// Refusals calls f for each refusal, in order, until ctx is done and all there was has been read. Only one caller may read
+// at a time. The kernel reports 20 at once and then 5 a second of each agent and kind; the others are in LeftOut of the
+// next. While f runs the kernel keeps about 1,000 more; those that find no room are counted as lost.
 //
 // idle, if not nil, is called whenever all there was has been read, at least every second.
 func (h *Hooks) Refusals(ctx context.Context, f func(Refusal), idle func()) error {

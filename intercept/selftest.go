@@ -64,6 +64,7 @@ func (i *Interceptor) SelfTest(ctx context.Context) (trials []Trial, err error) 
 	}
 	arrived := make(chan netip.AddrPort, len(unassigned))
 	i.gone.put(id, Agent{ID: id}) // without a name: what it is refused is no news
+	i.gone.put(id, Agent{ID: id}) // without a name: what it is refused is no news
 	i.setProbe(id, arrived)
 	defer func() {
 		i.setProbe(0, nil)
