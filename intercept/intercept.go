@@ -66,6 +66,7 @@ type Interceptor struct {
 	netns     uint64 // cookie of the network namespace that those are in
 	stations  *stations
 	counters  counters
+	streams   nameStreams
 	testing   sync.Mutex            // one self-test at a time
 	gone      *cache[uint64, Agent] // agents that were
 

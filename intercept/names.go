@@ -2,28 +2,37 @@ package intercept
 
 import (
 	"context"
+	"encoding/binary"
 	"errors"
+	"io"
 	"net"
-	"net/netip"
 	"os"
 	"strings"
 	"sync"
+	"time"
 
-	"golang.org/x/net/dns/dnsmessage"
+	"sallyport/bpf"
+	"sallyport/intercept/resolver"
+	"sallyport/protocols"
 )
 
-// What a UDP query may have without EDNS (RFC 1035, section 2.3.4). A query with EDNS fits too: nobody asks for more than
-// one name.
-const maxQuery = 512
+// NamePort is where agents' name queries go, by UDP and TCP.
+const NamePort = 53
 
-// nameTTL is short, because a target's addresses may change with the next refresh.
-const nameTTL = uint32(refreshEvery / 1e9)
+const (
+	// queryBuffer is the kernel's for queries that wait to be read. Reading one takes some 5 µs, so the default of 200 KiB,
+	// some 300 queries, is full in a moment when one agent floods; this holds thousands.
+	queryBuffer = 4 << 20
+	// Of one TCP connection. RFC 7766 (6.2.3) wants idle ones closed after seconds; clients that have more to ask connect anew.
+	nameIdle    = 10 * time.Second
+	nameLongest = 2 * time.Minute
+	maxQueries  = 200
+	// maxNameStreams is how many such connections one run may have open: clients use one at a time for each of their threads.
+	maxNameStreams = 32
+)
 
-// ServeNames answers agents' name queries, which the kernel turns here, until ctx ends. Names of targets get the
-// addresses that the router matches; every other name does not exist. Nothing of a query leaves the machine, so names
-// cannot carry data out.
-func (i *Interceptor) ServeNames(ctx context.Context, router *Router) error {
-	search := searchDomains()
+// ServeNames answers agents' name queries by UDP, which the kernel turns here, until ctx ends.
+func (i *Interceptor) ServeNames(ctx context.Context, names *resolver.Resolver) error {
 	stop := context.AfterFunc(ctx, func() {
 		for _, c := range i.queries {
 			c.Close()
@@ -31,19 +40,20 @@ func (i *Interceptor) ServeNames(ctx context.Context, router *Router) error {
 		i.stations.stopNames()
 	})
 	defer stop()
-	var wait sync.WaitGroup
+	var readers, asking sync.WaitGroup
 	i.stations.answerWith(func(c *net.UDPConn) {
-		wait.Go(func() {
-			if err := i.answerLoop(c, router, search); err != nil {
+		readers.Go(func() {
+			if err := i.answerLoop(ctx, c, names, &asking); err != nil {
 				i.log.Error("name queries from an agent's network namespace are not answered any more", "error", err)
 			}
 		})
 	})
 	failed := make(chan error, len(i.queries))
 	for _, c := range i.queries {
-		wait.Go(func() { failed <- i.answerLoop(c, router, search) })
+		readers.Go(func() { failed <- i.answerLoop(ctx, c, names, &asking) })
 	}
-	wait.Wait()
+	readers.Wait()
+	asking.Wait()
 	close(failed)
 	var all error
 	for err := range failed {
@@ -55,8 +65,11 @@ func (i *Interceptor) ServeNames(ctx context.Context, router *Router) error {
 	return all
 }
 
-func (i *Interceptor) answerLoop(c *net.UDPConn, router *Router, search []string) error {
-	b := make([]byte, maxQuery)
+func (i *Interceptor) answerLoop(ctx context.Context, c *net.UDPConn, names *resolver.Resolver, asking *sync.WaitGroup) error {
+	if err := c.SetReadBuffer(queryBuffer); err != nil {
+		i.log.Warn("the buffer for name queries stays small", "error", err)
+	}
+	b := make([]byte, resolver.MaxQuery+1) // one byte more, so that a longer one is seen to be longer
 	for {
 		n, from, err := c.ReadFromUDPAddrPort(b)
 		if errors.Is(err, net.ErrClosed) {
@@ -65,81 +78,116 @@ func (i *Interceptor) answerLoop(c *net.UDPConn, router *Router, search []string
 		if err != nil {
 			return err
 		}
-		if _, err := i.hooks.LookupSender(c, from); err != nil {
+		record, err := i.hooks.LookupSender(c, from)
+		if err != nil {
 			continue // no agent: whoever else asks here gets no answer
 		}
-		if reply, ok := answerName(b[:n], router.Addresses, search); ok {
+		who, ok := i.asker(&record)
+		if !ok {
+			continue
+		}
+		reply, later := names.Begin(who, b[:n], true)
+		if later != nil {
+			asking.Go(func() {
+				if reply := later(ctx); reply != nil {
+					c.WriteToUDPAddrPort(reply, from)
+				}
+			})
+			continue
+		}
+		if reply != nil {
 			c.WriteToUDPAddrPort(reply, from) // an agent that has gone misses nothing
 		}
 	}
 }
 
-// answerName returns the reply to a query, or false if it is too broken to have one.
-func answerName(query []byte, addresses func(name string) ([]netip.Addr, bool), search []string) ([]byte, bool) {
-	var parser dnsmessage.Parser
-	header, err := parser.Start(query)
-	if err != nil || header.Response {
-		return nil, false
+func (i *Interceptor) asker(record *bpf.Record) (resolver.Asker, bool) {
+	agent, ok := i.agent(record.Agent)
+	if !ok {
+		return resolver.Asker{}, false
 	}
-	reply := dnsmessage.Header{ID: header.ID, Response: true, OpCode: header.OpCode, RecursionDesired: header.RecursionDesired, RecursionAvailable: true}
-	question, err := parser.Question()
-	if err != nil || header.OpCode != 0 {
-		reply.RCode = dnsmessage.RCodeFormatError
-		if err == nil {
-			reply.RCode = dnsmessage.RCodeNotImplemented
-		}
-		out, err := (&dnsmessage.Message{Header: reply}).Pack()
-		return out, err == nil
-	}
-	message := dnsmessage.Message{Header: reply, Questions: []dnsmessage.Question{question}}
-	addrs, ok := find(question.Name.String(), addresses, search)
-	switch {
-	case !ok || question.Class != dnsmessage.ClassINET:
-		message.RCode = dnsmessage.RCodeNameError
-	case len(addrs) == 0:
-		message.RCode = dnsmessage.RCodeServerFailure // it exists, and cannot be looked up now
-	}
-	for _, addr := range addrs {
-		resource := dnsmessage.Resource{Header: dnsmessage.ResourceHeader{Name: question.Name, Class: dnsmessage.ClassINET, TTL: nameTTL}}
-		switch {
-		case question.Type == dnsmessage.TypeA && addr.Is4():
-			resource.Body = &dnsmessage.AResource{A: addr.As4()}
-		case question.Type == dnsmessage.TypeAAAA && addr.Is6():
-			resource.Body = &dnsmessage.AAAAResource{AAAA: addr.As16()}
-		default:
-			continue // of other types there is nothing, which is not an error
-		}
-		message.Answers = append(message.Answers, resource)
-	}
-	out, err := message.Pack()
-	if err == nil && len(out) > maxQuery {
-		message.Answers = message.Answers[:8] // any will do, and that many fit with the longest name
-		out, err = message.Pack()
-	}
-	return out, err == nil
+	return resolver.Asker{
+		Agent: agent.Name, Run: agent.Run, Process: func() protocols.Process { return i.people.identify(record) },
+	}, true
 }
 
-// find also knows a name with one of the machine's search domains after it, as resolvers try it.
-func find(asked string, addresses func(string) ([]netip.Addr, bool), search []string) ([]netip.Addr, bool) {
-	name := hostName(asked)
-	if name == "" {
-		return nil, false
+// AnswerNames answers the name queries of one connection (RFC 7766), one after the other, and returns when the agent
+// hangs up, says nothing for 10 s, has asked enough, or ctx ends.
+func (i *Interceptor) AnswerNames(ctx context.Context, c *Connection, names *resolver.Resolver) {
+	if !i.streams.enter(c.Run) {
+		reset(c.TCPConn)
+		return
 	}
-	if addrs, ok := addresses(name); ok {
-		return addrs, true
-	}
-	for _, domain := range search {
-		if short, ok := strings.CutSuffix(name, "."+domain); ok {
-			if addrs, ok := addresses(short); ok {
-				return addrs, true
-			}
+	defer i.streams.leave(c.Run)
+	ctx, cancel := context.WithTimeout(ctx, nameLongest)
+	defer cancel()
+	defer context.AfterFunc(ctx, func() { c.SetDeadline(time.Unix(1, 0)) })()
+	who := resolver.Asker{Agent: c.Agent, Run: c.Run, Process: func() protocols.Process { return c.Process }}
+	for range maxQueries {
+		if c.SetDeadline(time.Now().Add(nameIdle)) != nil || ctx.Err() != nil {
+			return
+		}
+		if err := answerStream(ctx, c, names, who); err != nil {
+			return
 		}
 	}
-	return nil, false
 }
 
-// searchDomains reads resolv.conf(5).
-func searchDomains() []string {
+// answerStream reads one query and writes its reply, each after two bytes with its length.
+func answerStream(ctx context.Context, c io.ReadWriter, names *resolver.Resolver, who resolver.Asker) error {
+	var length [2]byte
+	if _, err := io.ReadFull(c, length[:]); err != nil {
+		return err
+	}
+	n := int(binary.BigEndian.Uint16(length[:]))
+	if n > resolver.MaxQuery {
+		return errors.New("intercept: a name query is too long")
+	}
+	query := make([]byte, n)
+	if _, err := io.ReadFull(c, query); err != nil {
+		return err
+	}
+	reply, later := names.Begin(who, query, false)
+	if later != nil {
+		reply = later(ctx)
+	}
+	if reply == nil {
+		return errors.New("intercept: what came is no name query")
+	}
+	out := binary.BigEndian.AppendUint16(make([]byte, 0, 2+len(reply)), uint16(len(reply)))
+	_, err := c.Write(append(out, reply...)) // together: some clients read only once
+	return err
+}
+
+// nameStreams counts the open ones by run. The zero value is ready.
+type nameStreams struct {
+	mu   sync.Mutex
+	open map[string]int
+}
+
+func (s *nameStreams) enter(run string) bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.open == nil {
+		s.open = make(map[string]int)
+	}
+	if s.open[run] >= maxNameStreams {
+		return false
+	}
+	s.open[run]++
+	return true
+}
+
+func (s *nameStreams) leave(run string) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.open[run]--; s.open[run] <= 0 {
+		delete(s.open, run)
+	}
+}
+
+// SearchDomains reads resolv.conf(5), for [resolver.Options].
+func SearchDomains() []string {
 	b, err := os.ReadFile("/etc/resolv.conf")
 	if err != nil {
 		return nil

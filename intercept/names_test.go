@@ -1,37 +1,137 @@
 package intercept
 
 import (
+	"bytes"
 	"context"
+	"fmt"
 	"net"
 	"net/netip"
 	"os"
+	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
+	"sync"
 	"testing"
+	"time"
 
-	"golang.org/x/net/dns/dnsmessage"
+	"github.com/miekg/dns"
 	"golang.org/x/sys/unix"
+
+	"sallyport/intercept/resolver"
 )
 
-func TestAnAgentFindsTargetsByNameAndNothingElse(t *testing.T) {
-	b := &book{names: map[string][]string{"orders.internal": {"192.0.2.10", "2001:db8::10"}, "elsewhere.example": {"192.0.2.99"}}}
-	r := router(t, b, nil, TargetMatch{"orders", []string{"orders.internal:5432", "gone.internal:5432"}})
-	resolvConf := filepath.Join(t.TempDir(), "resolv.conf")
-	if err := os.WriteFile(resolvConf, []byte("nameserver 192.0.2.53\nsearch corp.example\noptions timeout:1 attempts:1\n"), 0o644); err != nil {
+// resolvConf puts a file in the place of the machine's, for as long as the test lasts.
+func resolvConf(t *testing.T, text string) {
+	t.Helper()
+	needLab(t)
+	file := filepath.Join(t.TempDir(), "resolv.conf")
+	if err := os.WriteFile(file, []byte(text), 0o644); err != nil {
 		t.Fatal(err)
 	}
-	i := open(t, options(t))
 	target, err := filepath.EvalSymlinks("/etc/resolv.conf")
 	if err != nil {
 		t.Fatal(err)
 	}
-	if err := unix.Mount(resolvConf, target, "", unix.MS_BIND, ""); err != nil {
+	if err := unix.Mount(file, target, "", unix.MS_BIND, ""); err != nil {
 		t.Fatal(err)
 	}
-	defer unix.Unmount(target, 0)
-	ctx, cancel := context.WithCancel(t.Context())
+	t.Cleanup(func() { unix.Unmount(target, 0) })
+}
+
+// asked keeps what a resolver recorded.
+type asked struct {
+	mu     sync.Mutex
+	events []resolver.Event
+}
+
+func (a *asked) record(e resolver.Event) error {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	a.events = append(a.events, e)
+	return nil
+}
+
+func (a *asked) find(name, verdict string) (found resolver.Event, ok bool) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	i := slices.IndexFunc(a.events, func(e resolver.Event) bool { return e.Name == name && e.Verdict == verdict })
+	if i < 0 {
+		return found, false
+	}
+	return a.events[i], true
+}
+
+// upstream is a real name server on the lab's loopback, which knows x.db.example.com and big.db.example.com.
+func upstream(t *testing.T) netip.AddrPort {
+	t.Helper()
+	handler := dns.HandlerFunc(func(w dns.ResponseWriter, m *dns.Msg) {
+		reply := new(dns.Msg).SetReply(m)
+		q := m.Question[0]
+		n := map[string]int{"x.db.example.com.": 1, "big.db.example.com.": 60}[q.Name]
+		if n == 0 {
+			reply.Rcode = dns.RcodeNameError
+		}
+		for i := range n {
+			if q.Qtype == dns.TypeA {
+				header := dns.RR_Header{Name: q.Name, Rrtype: dns.TypeA, Class: dns.ClassINET, Ttl: 60}
+				reply.Answer = append(reply.Answer, &dns.A{Hdr: header, A: net.IPv4(198, 51, 100, byte(i+1))})
+			}
+		}
+		if w.LocalAddr().Network() == "udp" {
+			reply.Truncate(512)
+		}
+		w.WriteMsg(reply)
+	})
+	const at = "127.0.0.1:15353"
+	for _, network := range []string{"udp", "tcp"} {
+		s := &dns.Server{Addr: at, Net: network, Handler: handler}
+		started := make(chan struct{})
+		s.NotifyStartedFunc = func() { close(started) }
+		go s.ListenAndServe()
+		select {
+		case <-started:
+		case <-time.After(5 * time.Second):
+			t.Fatal("the name server does not start")
+		}
+		t.Cleanup(func() { s.Shutdown() })
+	}
+	return netip.MustParseAddrPort(at)
+}
+
+// serveNames answers by UDP and by TCP, as the daemon does, until the test ends. Other connections are greeted.
+func serveNames(t *testing.T, i *Interceptor, r *Router, p resolver.Policy) (*resolver.Resolver, *asked) {
+	t.Helper()
+	a := &asked{}
+	names := resolver.New(r, resolver.Options{Record: a.record, Search: SearchDomains(), ResolvConf: "/dev/null"})
+	names.Use(p)
+	ctx, cancel := context.WithCancel(context.Background())
 	served := make(chan error, 1)
-	go func() { served <- i.ServeNames(ctx, r) }()
+	go func() { served <- i.ServeNames(ctx, names) }()
+	serve(t, i, func(ctx context.Context, c *Connection) {
+		if target, host, ok := r.Match(c.Run, c.Destination); ok {
+			fmt.Fprintf(c, "%s by %s\n", target, host)
+		} else if c.Destination.Port() == NamePort {
+			i.AnswerNames(ctx, c, names)
+		}
+	})
+	t.Cleanup(func() {
+		cancel()
+		if err := next(t, served); err != nil {
+			t.Error(err)
+		}
+	})
+	return names, a
+}
+
+var roomy = resolver.Limits{Rate: 50, Burst: 200, DomainNames: 100, NameData: 4 << 10, AnswerData: 64 << 10}
+
+func TestAnAgentFindsTargetsByNameAndNothingElse(t *testing.T) {
+	resolvConf(t, "nameserver 192.0.2.53\nsearch corp.example\noptions timeout:1 attempts:1\n")
+	b := &book{names: map[string][]string{"orders.internal": {"192.0.2.10", "2001:db8::10"}, "elsewhere.example": {"192.0.2.99"}}}
+	r := router(t, b, nil, TargetMatch{Name: "orders", Patterns: []string{"orders.internal:5432", "gone.internal:5432"}})
+	i := open(t, options(t))
+	_, a := serveNames(t, i, r, resolver.Policy{Limits: roomy})
 	cgroup := labCgroup(t, "agent")
 	if _, err := i.AddAgent("asking", cgroup); err != nil {
 		t.Fatal(err)
@@ -45,100 +145,95 @@ func TestAnAgentFindsTargetsByNameAndNothingElse(t *testing.T) {
 	if out := run(t, cgroup, "lookup", "gone.internal"); out == "not found" || !strings.Contains(out, "server misbehaving") {
 		t.Errorf("a target that cannot be looked up: %q", out)
 	}
+	if e, ok := a.find("secret-data.orders.internal", "deny"); !ok || e.Agent != "asking" || e.Process.Exe == "" || e.Process.PID == 0 {
+		t.Errorf("on record: %+v", e)
+	}
+
 	c, err := net.Dial("udp", "127.0.0.1:15053") // a stranger
 	if err != nil {
 		t.Fatal(err)
 	}
 	defer c.Close()
-	c.Write(query(t, "orders.internal.", dnsmessage.TypeA))
+	packet, err := new(dns.Msg).SetQuestion("orders.internal.", dns.TypeA).Pack()
+	if err != nil {
+		t.Fatal(err)
+	}
+	c.Write(packet)
 	run(t, cgroup, "lookup", "orders.internal") // answered after the stranger's, if that one was
 	c.(*net.UDPConn).SetReadDeadline(unixEpoch)
 	if n, err := c.Read(make([]byte, 512)); err == nil {
 		t.Errorf("a stranger got %d bytes", n)
 	}
-	cancel()
-	if err := next(t, served); err != nil {
-		t.Error(err)
-	}
 }
 
-func query(t testing.TB, name string, kind dnsmessage.Type) []byte {
+// agentRuns runs a program as an agent, and returns what it printed.
+func agentRuns(t *testing.T, cgroup string, args ...string) string {
 	t.Helper()
-	m := dnsmessage.Message{
-		Header:    dnsmessage.Header{ID: 4711, RecursionDesired: true},
-		Questions: []dnsmessage.Question{{Name: dnsmessage.MustNewName(name), Type: kind, Class: dnsmessage.ClassINET}},
+	if _, err := exec.LookPath(args[0]); err != nil {
+		t.Fatalf("this test needs %s: %v", args[0], err)
 	}
-	b, err := m.Pack()
-	if err != nil {
+	ctx, cancel := context.WithTimeout(t.Context(), 30*time.Second)
+	defer cancel()
+	c := exec.CommandContext(ctx, args[0], args[1:]...)
+	var out bytes.Buffer
+	c.Stdout, c.Stderr = &out, &out
+	c.SysProcAttr = &unix.SysProcAttr{}
+	start(t, cgroup, c)
+	c.Wait() // a refusal is an exit status
+	return out.String()
+}
+
+func TestRealClientsAskByUDPAndTCP(t *testing.T) {
+	resolvConf(t, "nameserver 192.0.2.53\noptions timeout:2 attempts:1\n")
+	b := &book{names: map[string][]string{"orders.internal": {"192.0.2.10"}}}
+	r := router(t, b, nil, TargetMatch{Name: "orders", Patterns: []string{"orders.internal:5432"}}, TargetMatch{Name: "wild", Patterns: []string{"*.db.example.com:5432"}})
+	i := open(t, options(t))
+	_, a := serveNames(t, i, r, resolver.Policy{Limits: roomy, Upstream: []netip.AddrPort{upstream(t)}})
+	cgroup := labCgroup(t, "agent")
+	if _, err := i.AddAgent("asking", cgroup); err != nil {
 		t.Fatal(err)
 	}
-	return b
-}
-
-func TestAnswersToQueries(t *testing.T) {
-	var many []netip.Addr
-	for i := range 64 {
-		many = append(many, netip.AddrFrom4([4]byte{10, 0, 0, byte(i)}))
-	}
-	long := strings.Repeat(strings.Repeat("a", 62)+".", 4)
-	addresses := func(name string) ([]netip.Addr, bool) {
-		addrs, ok := map[string][]netip.Addr{
-			"db.internal":                 many[:2],
-			"many.internal":               many,
-			strings.TrimSuffix(long, "."): many,
-			"unknown.internal":            nil,
-		}[name]
-		return addrs, ok
-	}
+	python := func(code string) []string { return []string{"python3", "-c", "import socket\n" + code} }
 	for _, c := range []struct {
-		name    string
-		kind    dnsmessage.Type
-		rcode   dnsmessage.RCode
-		answers int
+		what string
+		args []string
+		want []string
 	}{
-		{"db.internal.", dnsmessage.TypeA, dnsmessage.RCodeSuccess, 2},
-		{"DB.Internal.", dnsmessage.TypeA, dnsmessage.RCodeSuccess, 2},
-		{"db.internal.", dnsmessage.TypeAAAA, dnsmessage.RCodeSuccess, 0},
-		{"db.internal.", dnsmessage.TypeTXT, dnsmessage.RCodeSuccess, 0},
-		{"db.internal.corp.example.", dnsmessage.TypeA, dnsmessage.RCodeSuccess, 2},
-		{"db.internal.other.example.", dnsmessage.TypeA, dnsmessage.RCodeNameError, 0},
-		{"other.internal.", dnsmessage.TypeA, dnsmessage.RCodeNameError, 0},
-		{".", dnsmessage.TypeA, dnsmessage.RCodeNameError, 0},
-		{"unknown.internal.", dnsmessage.TypeA, dnsmessage.RCodeServerFailure, 0},
-		{"many.internal.", dnsmessage.TypeA, dnsmessage.RCodeSuccess, 8},
-		{long, dnsmessage.TypeA, dnsmessage.RCodeSuccess, 8},
+		{"getent", []string{"getent", "hosts", "orders.internal"}, []string{"192.0.2.10 "}},
+		{"getent, forwarded", []string{"getent", "hosts", "x.db.example.com"}, []string{"198.51.100.1 "}},
+		{"getent, more than UDP carries", []string{"getent", "hosts", "big.db.example.com"}, []string{"198.51.100.1 ", "198.51.100.60 "}},
+		{"dig", []string{"dig", "+short", "orders.internal"}, []string{"192.0.2.10"}},
+		{"dig by TCP", []string{"dig", "+tcp", "orders.internal", "x.db.example.com", "nothing.example"}, []string{"192.0.2.10", "198.51.100.1", "NXDOMAIN", "no target has this name", "(TCP)"}},
+		{"dig keeps the connection", []string{"dig", "+tcp", "+keepopen", "+short", "orders.internal", "x.db.example.com"}, []string{"192.0.2.10", "198.51.100.1"}},
+		{"dig at some server", []string{"dig", "+short", "@198.51.100.253", "+tcp", "orders.internal"}, []string{"192.0.2.10"}},
+		{"dig falls back to TCP", []string{"dig", "+bufsize=512", "big.db.example.com"}, []string{"Truncated, retrying in TCP mode", "198.51.100.60"}},
+		{"dig for all", []string{"dig", "+notcp", "ANY", "orders.internal"}, []string{"NOTIMP"}},
+		{"dig for a zone", []string{"dig", "AXFR", "db.example.com"}, []string{"Transfer failed"}},
+		{"python", python("print(socket.gethostbyname('x.db.example.com'))"), []string{"198.51.100.1"}},
+		{"python, refused", python("import time; t=time.time()\ntry: socket.getaddrinfo('nothing.example', 1)\nexcept socket.gaierror as e: print(e, time.time()-t < 1)"), []string{"Name or service not known", "True"}},
 	} {
-		out, ok := answerName(query(t, c.name, c.kind), addresses, []string{"corp.example"})
-		if !ok || len(out) > maxQuery {
-			t.Errorf("%s: %t, %d bytes", c.name, ok, len(out))
-			continue
-		}
-		var m dnsmessage.Message
-		if err := m.Unpack(out); err != nil {
-			t.Fatal(err)
-		}
-		if m.ID != 4711 || !m.Response || m.RCode != c.rcode || len(m.Answers) != c.answers || len(m.Questions) != 1 || m.Questions[0].Name.String() != c.name {
-			t.Errorf("%s %s: %+v", c.name, c.kind, m)
+		got := agentRuns(t, cgroup, c.args...)
+		for _, want := range c.want {
+			if !strings.Contains(got, want) {
+				t.Errorf("%s: no %q in\n%s", c.what, want, got)
+			}
 		}
 	}
-	notQuery := dnsmessage.Message{Header: dnsmessage.Header{ID: 1, Response: true}}
-	b, _ := notQuery.Pack()
-	if _, ok := answerName(b, addresses, nil); ok {
-		t.Error("answered an answer")
+	if got := run(t, cgroup, "lookup", "x.db.example.com", "nothing.example"); got != "198.51.100.1\nnot found" {
+		t.Errorf("Go: %q", got)
 	}
-}
-
-func FuzzAnswerName(f *testing.F) {
-	f.Add(query(f, "db.internal.", dnsmessage.TypeA))
-	f.Add([]byte{0, 1, 1, 0, 0, 1})
-	f.Fuzz(func(t *testing.T, b []byte) {
-		out, ok := answerName(b, func(string) ([]netip.Addr, bool) { return []netip.Addr{netip.IPv6Loopback()}, true }, nil)
-		if !ok {
-			return
-		}
-		var m dnsmessage.Message
-		if err := m.Unpack(out); err != nil || len(out) > maxQuery || !m.Response {
-			t.Errorf("%x: %v, %d bytes", b, err, len(out))
-		}
-	})
+	if e, ok := a.find("x.db.example.com", "allow"); !ok || e.Process.Exe == "" || e.Rule != "target wild" {
+		t.Errorf("on record: %+v", e)
+	}
+	// What was asked is reachable by its address; what stands beside it is not.
+	if got := run(t, cgroup, "call", "198.51.100.1:5432", "198.51.100.61:5432"); !strings.HasPrefix(got, "wild by x.db.example.com\n") || strings.Count(got, "wild") != 1 {
+		t.Errorf("connected to %q", got)
+	}
+	other := labCgroup(t, "other")
+	if _, err := i.AddAgent("other", other); err != nil {
+		t.Fatal(err)
+	}
+	if got := run(t, other, "call", "198.51.100.1:5432"); strings.Contains(got, "wild") {
+		t.Errorf("another agent, which was told nothing, connected to %q", got)
+	}
 }

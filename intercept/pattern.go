@@ -5,15 +5,18 @@ import (
 	"net/netip"
 	"strconv"
 	"strings"
+
+	"sallyport/intercept/resolver"
 )
 
-// A pattern is one of the ways in which a target is written: "host:port", "address:port", "[address]:port",
-// "prefix:port" or "[prefix]:port", where port may be "*".
+// A pattern is one of the ways in which a target is written: "host:port", "*.host:port", "**.host:port", "address:port",
+// "[address]:port", "prefix:port" or "[prefix]:port", where port may be "*".
 type pattern struct {
 	text   string
-	name   string       // a host name in lower case, or "" and
-	prefix netip.Prefix // the addresses; one address is a prefix of its full length
-	port   uint16       // 0 for "*"
+	name   string               // a host name in lower case, or "" and
+	wild   resolver.NamePattern // a wildcard, or the zero pattern and
+	prefix netip.Prefix         // the addresses; one address is a prefix of its full length
+	port   uint16               // 0 for "*"
 }
 
 func parsePattern(text string) (pattern, error) {
@@ -66,36 +69,19 @@ func parsePattern(text string) (pattern, error) {
 	if host == "*" {
 		return bad("a target names where it is; for everything write \"0.0.0.0/0\" and \"[::/0]\"")
 	}
+	if strings.HasPrefix(host, "*") {
+		wild, err := resolver.ParseNamePattern(host)
+		if err != nil {
+			return bad(err.Error())
+		}
+		p.wild = wild
+		return p, nil
+	}
 	if p.name = hostName(host); p.name == "" {
 		return bad("this is neither a host name, an address nor a prefix")
 	}
 	return p, nil
 }
 
-// hostName returns the name as it is compared, or "" if it cannot be one (RFC 1123, and underscores, which are in use).
-func hostName(s string) string {
-	s = strings.ToLower(strings.TrimSuffix(s, "."))
-	if s == "" || len(s) > 253 {
-		return ""
-	}
-	numeric := true
-	for label := range strings.SplitSeq(s, ".") {
-		if label == "" || len(label) > 63 || label[0] == '-' || label[len(label)-1] == '-' {
-			return ""
-		}
-		numeric = true // of the last label: "10.0.0.300" is a mistake, not a name
-		for i := range len(label) {
-			c := label[i]
-			if c < '0' || c > '9' {
-				numeric = false
-			}
-			if !(c >= 'a' && c <= 'z' || c >= '0' && c <= '9' || c == '-' || c == '_') {
-				return ""
-			}
-		}
-	}
-	if numeric {
-		return ""
-	}
-	return s
-}
+// hostName returns the name as it is compared, or "" if it cannot be one.
+func hostName(s string) string { return resolver.HostName(s) }

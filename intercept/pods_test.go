@@ -17,6 +17,8 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"sallyport/intercept/resolver"
 )
 
 // Two hosts, as network namespaces. Node A is the test's own, with a bridge that pods are on; node B has a server that tells
@@ -465,7 +467,8 @@ func TestAPodsNameQueriesAreAnsweredInThePod(t *testing.T) {
 	router.Refresh(t.Context())
 	ctx, cancel := context.WithCancel(t.Context())
 	answered := make(chan error, 1)
-	go func() { answered <- i.ServeNames(ctx, router) }()
+	names := resolver.New(router, resolver.Options{Record: (&asked{}).record})
+	go func() { answered <- i.ServeNames(ctx, names) }()
 	dir := addAgents(t, i, "agent")[0]
 	p := startPod(t, dir, "one", "10.88.0.11")
 	listenedIn(t, i, 1)

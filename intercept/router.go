@@ -12,13 +12,16 @@ import (
 	"time"
 
 	"github.com/hashicorp/go-hclog"
+
+	"sallyport/intercept/resolver"
 )
 
 // A TargetMatch says where a target is. Patterns are "host:port", "address:port", "prefix:port", with IPv6 in brackets
-// and "*" for any port.
+// and "*" for any port. A host may begin with "*.", which stands for one label, or with "**." for one or more.
 type TargetMatch struct {
 	Name     string
 	Patterns []string
+	Private  bool // its wildcards may lead into private networks
 }
 
 // A Resolver looks up host names. *net.Resolver is one.
@@ -41,16 +44,21 @@ const (
 
 // A Router tells which target a destination belongs to. What matches nothing belongs to none, and is to be refused.
 //
-// The most specific pattern wins: a name or an address over a prefix, a longer prefix over a shorter one, then a port over
-// "*". Between equals the first target wins, and a warning says so. Host names are looked up here and not taken from the
+// The most specific pattern wins: a name or an address over a wildcard, a wildcard over a prefix, the longer one of two
+// wildcards or prefixes, then a port over "*". Between equals the first target wins, and a warning says so. Host names are looked up here and not taken from the
 // agent. A name that leads to a loopback or link-local address is not followed there unless it is "localhost", or stands
 // so in /etc/hosts: else whoever answers for the name could make this machine's own services part of a target.
+//
+// A wildcard matches an address only for a run that was given it, not long ago, in answer to a name that the wildcard
+// covers: see bindings.go.
 //
 // Methods are safe for concurrent use; Match never waits.
 type Router struct {
 	resolver Resolver
 	log      hclog.Logger
 	table    atomic.Pointer[table]
+	bindings bindings
+	host     resolver.Host
 
 	changing sync.Mutex // one Set or Refresh at a time; guards the rest
 	targets  []target
@@ -61,6 +69,7 @@ type Router struct {
 type target struct {
 	name     string
 	patterns []pattern
+	private  bool
 }
 
 type answer struct {
@@ -72,6 +81,7 @@ type answer struct {
 type table struct {
 	exact    map[netip.Addr][]rule // in the order of preference, as is
 	prefixes []rule
+	wild     []wildRule
 	names    map[string][]netip.Addr // every name of a target, even if it has no address now
 	targets  map[string][]string     // names, by target
 }
@@ -84,11 +94,11 @@ type rule struct {
 }
 
 // NewRouter returns a router whose names are not yet looked up: call Refresh, or Run.
-func NewRouter(targets []TargetMatch, resolver Resolver, log hclog.Logger) (*Router, error) {
+func NewRouter(targets []TargetMatch, lookup Resolver, log hclog.Logger) (*Router, error) {
 	if log == nil {
 		log = hclog.NewNullLogger()
 	}
-	r := &Router{resolver: resolver, log: log, answers: make(map[string]answer), warned: make(map[string]bool)}
+	r := &Router{resolver: lookup, log: log, answers: make(map[string]answer), warned: make(map[string]bool)}
 	parsed, err := parseTargets(targets)
 	if err != nil {
 		return nil, err
@@ -101,7 +111,7 @@ func NewRouter(targets []TargetMatch, resolver Resolver, log hclog.Logger) (*Rou
 func parseTargets(targets []TargetMatch) ([]target, error) {
 	all := make([]target, 0, len(targets))
 	for _, t := range targets {
-		parsed := target{name: t.Name}
+		parsed := target{name: t.Name, private: t.Private}
 		for _, text := range t.Patterns {
 			p, err := parsePattern(text)
 			if err != nil {
@@ -114,22 +124,30 @@ func parseTargets(targets []TargetMatch) ([]target, error) {
 	return all, nil
 }
 
-// Match returns the target of a destination, and the host that its certificate must be for: the name that the target was
-// matched by, or the destination's address.
-func (r *Router) Match(to netip.AddrPort) (name, host string, ok bool) {
+// Match returns the target of a run's destination, and the host that its certificate must be for: the name that the target
+// was matched by, or the destination's address.
+func (r *Router) Match(run string, to netip.AddrPort) (name, host string, ok bool) {
 	t := r.table.Load()
 	addr := to.Addr().Unmap().WithZone("")
-	for _, rules := range [][]rule{t.exact[addr], t.prefixes} {
-		for _, rule := range rules {
-			if rule.prefix.Contains(addr) && (rule.port == 0 || rule.port == to.Port()) {
-				if rule.host == "" {
-					return rule.target, addr.String(), true
-				}
-				return rule.target, rule.host, true
-			}
-		}
+	if rule, ok := first(t.exact[addr], addr, to.Port()); ok {
+		return rule.target, cmp.Or(rule.host, addr.String()), true
+	}
+	if name, host, ok := r.matchWild(t, run, addr, to.Port()); ok {
+		return name, host, true
+	}
+	if rule, ok := first(t.prefixes, addr, to.Port()); ok {
+		return rule.target, addr.String(), true
 	}
 	return "", "", false
+}
+
+func first(rules []rule, addr netip.Addr, port uint16) (rule, bool) {
+	for _, rule := range rules {
+		if rule.prefix.Contains(addr) && (rule.port == 0 || rule.port == port) {
+			return rule, true
+		}
+	}
+	return rule{}, false
 }
 
 // Names returns the host names of a target, for which a client may want a certificate. Do not change them.
@@ -177,6 +195,7 @@ func (r *Router) Run(ctx context.Context) {
 	defer tick.Stop()
 	for {
 		r.Refresh(ctx)
+		r.bindings.sweep(time.Now())
 		select {
 		case <-ctx.Done():
 			return
@@ -255,6 +274,10 @@ func (r *Router) build() {
 	t := &table{exact: make(map[netip.Addr][]rule), names: make(map[string][]netip.Addr), targets: make(map[string][]string)}
 	for _, target := range r.targets {
 		for _, p := range target.patterns {
+			if p.wild.Wildcard() {
+				t.wild = append(t.wild, wildRule{p.wild, p.port, target.name, target.private})
+				continue
+			}
 			if p.name == "" {
 				t.add(rule{p.prefix, p.port, target.name, ""})
 				continue
@@ -272,6 +295,7 @@ func (r *Router) build() {
 		r.order(rules)
 	}
 	r.order(t.prefixes)
+	orderWild(t.wild)
 	r.table.Store(t)
 }
 

@@ -54,7 +54,7 @@ func router(t *testing.T, b *book, log hclog.Logger, targets ...TargetMatch) *Ro
 
 func (r *Router) is(t *testing.T, to, name, host string) {
 	t.Helper()
-	gotName, gotHost, ok := r.Match(netip.MustParseAddrPort(to))
+	gotName, gotHost, ok := r.Match("run", netip.MustParseAddrPort(to))
 	if gotName != name || gotHost != host || ok != (name != "") {
 		t.Errorf("%s is %q by %q, %t; want %q by %q", to, gotName, gotHost, ok, name, host)
 	}
@@ -66,13 +66,13 @@ func TestTheMostSpecificPatternWins(t *testing.T) {
 		"both.internal":   {"10.9.0.1"},
 	}}
 	r := router(t, b, nil,
-		TargetMatch{"wide", []string{"10.0.0.0/8:5432", "[fd00::/16]:*"}},
-		TargetMatch{"narrow", []string{"10.2.0.0/16:*"}},
-		TargetMatch{"narrow-port", []string{"10.2.0.0/16:6432"}},
-		TargetMatch{"orders", []string{"Orders.Internal.:5432"}},
-		TargetMatch{"literal", []string{"10.2.0.8:*", "[::ffff:10.2.0.9]:5432"}},
-		TargetMatch{"first", []string{"both.internal:*"}},
-		TargetMatch{"second", []string{"10.9.0.1:*"}},
+		TargetMatch{Name: "wide", Patterns: []string{"10.0.0.0/8:5432", "[fd00::/16]:*"}},
+		TargetMatch{Name: "narrow", Patterns: []string{"10.2.0.0/16:*"}},
+		TargetMatch{Name: "narrow-port", Patterns: []string{"10.2.0.0/16:6432"}},
+		TargetMatch{Name: "orders", Patterns: []string{"Orders.Internal.:5432"}},
+		TargetMatch{Name: "literal", Patterns: []string{"10.2.0.8:*", "[::ffff:10.2.0.9]:5432"}},
+		TargetMatch{Name: "first", Patterns: []string{"both.internal:*"}},
+		TargetMatch{Name: "second", Patterns: []string{"10.9.0.1:*"}},
 	)
 	r.is(t, "10.3.0.1:5432", "wide", "10.3.0.1")
 	r.is(t, "10.3.0.1:5433", "", "")
@@ -103,7 +103,7 @@ func TestTwoTargetsAtOnePlaceAreAWarning(t *testing.T) {
 	var log bytes.Buffer
 	b := &book{names: map[string][]string{"a.internal": {"10.0.0.1"}, "b.internal": {"10.0.0.1", "10.0.0.2"}}}
 	r := router(t, b, hclog.New(&hclog.LoggerOptions{Output: &log}),
-		TargetMatch{"a", []string{"a.internal:5432"}}, TargetMatch{"b", []string{"b.internal:5432"}})
+		TargetMatch{Name: "a", Patterns: []string{"a.internal:5432"}}, TargetMatch{Name: "b", Patterns: []string{"b.internal:5432"}})
 	r.is(t, "10.0.0.1:5432", "a", "a.internal")
 	r.is(t, "10.0.0.2:5432", "b", "b.internal")
 	r.Refresh(t.Context())
@@ -122,14 +122,14 @@ func TestPatternsThatAreMistakes(t *testing.T) {
 		if p, err := parsePattern(text); err == nil {
 			t.Errorf("%q became %+v", text, p)
 		}
-		if _, err := NewRouter([]TargetMatch{{"x", []string{text}}}, &book{}, nil); err == nil || !strings.Contains(err.Error(), `target "x"`) {
+		if _, err := NewRouter([]TargetMatch{{Name: "x", Patterns: []string{text}}}, &book{}, nil); err == nil || !strings.Contains(err.Error(), `target "x"`) {
 			t.Errorf("%q: %v", text, err)
 		}
 	}
 }
 
 func FuzzPattern(f *testing.F) {
-	for _, s := range []string{"orders.internal:5432", "10.0.0.0/8:*", "[fd00::/8]:1", "[::1]:5432", "[:1"} {
+	for _, s := range []string{"orders.internal:5432", "10.0.0.0/8:*", "[fd00::/8]:1", "[::1]:5432", "[:1", "*.db.internal:5432", "**.internal:*"} {
 		f.Add(s)
 	}
 	f.Fuzz(func(t *testing.T, text string) {
@@ -137,8 +137,14 @@ func FuzzPattern(f *testing.F) {
 		if err != nil {
 			return
 		}
-		if (p.name == "") == !p.prefix.IsValid() {
-			t.Errorf("%q is neither or both: %+v", text, p)
+		kinds := 0
+		for _, is := range []bool{p.name != "", p.prefix.IsValid(), p.wild.Wildcard()} {
+			if is {
+				kinds++
+			}
+		}
+		if kinds != 1 {
+			t.Errorf("%q is none or several: %+v", text, p)
 		}
 		if p.prefix.IsValid() && p.prefix.Masked() != p.prefix {
 			t.Errorf("%q has bits beyond its prefix", text)
@@ -152,7 +158,7 @@ func FuzzPattern(f *testing.F) {
 func TestAnAnswerIsKeptForTenMinutesWhileAskingFails(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		b := &book{names: map[string][]string{"db.internal": {"10.0.0.1"}}}
-		r, err := NewRouter([]TargetMatch{{"db", []string{"db.internal:5432"}}}, b, nil)
+		r, err := NewRouter([]TargetMatch{{Name: "db", Patterns: []string{"db.internal:5432"}}}, b, nil)
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -180,13 +186,13 @@ func TestAnAnswerIsKeptForTenMinutesWhileAskingFails(t *testing.T) {
 
 func TestNewTargetsAreInUseAtOnceAndBadOnesNever(t *testing.T) {
 	b := &book{names: map[string][]string{"old.internal": {"10.0.0.1"}, "new.internal": {"10.0.0.2"}}}
-	r := router(t, b, nil, TargetMatch{"old", []string{"old.internal:1"}})
-	if err := r.Set(t.Context(), []TargetMatch{{"new", []string{"new.internal:1"}}, {"bad", []string{"nonsense"}}}); err == nil {
+	r := router(t, b, nil, TargetMatch{Name: "old", Patterns: []string{"old.internal:1"}})
+	if err := r.Set(t.Context(), []TargetMatch{{Name: "new", Patterns: []string{"new.internal:1"}}, {Name: "bad", Patterns: []string{"nonsense"}}}); err == nil {
 		t.Error("a mistake was accepted")
 	}
 	r.is(t, "10.0.0.1:1", "old", "old.internal")
 	asked := b.asked
-	if err := r.Set(t.Context(), []TargetMatch{{"new", []string{"new.internal:1"}}, {"still", []string{"old.internal:1"}}}); err != nil {
+	if err := r.Set(t.Context(), []TargetMatch{{Name: "new", Patterns: []string{"new.internal:1"}}, {Name: "still", Patterns: []string{"old.internal:1"}}}); err != nil {
 		t.Fatal(err)
 	}
 	r.is(t, "10.0.0.1:1", "still", "old.internal")
@@ -201,7 +207,7 @@ func TestANameDoesNotLeadToThisMachineUnlessTheOperatorSaysSo(t *testing.T) {
 		"rebound.example": {"127.0.0.1", "169.254.169.254", "0.0.0.0", "224.0.0.1", "::1", "fe80::1", "10.0.0.5", "::ffff:127.0.0.2"},
 		"localhost":       {"127.0.0.1", "::1", "169.254.169.254"},
 	}}
-	r := router(t, b, nil, TargetMatch{"rebound", []string{"rebound.example:80"}}, TargetMatch{"here", []string{"localhost:5432"}})
+	r := router(t, b, nil, TargetMatch{Name: "rebound", Patterns: []string{"rebound.example:80"}}, TargetMatch{Name: "here", Patterns: []string{"localhost:5432"}})
 	for _, addr := range []string{"127.0.0.1:80", "169.254.169.254:80", "0.0.0.0:80", "224.0.0.1:80", "[::1]:80", "[fe80::1]:80", "127.0.0.2:80"} {
 		r.is(t, addr, "", "")
 	}
@@ -228,12 +234,12 @@ func TestHostsFile(t *testing.T) {
 
 func TestMatchingWhileTargetsChange(t *testing.T) {
 	b := &book{names: map[string][]string{"db.internal": {"10.0.0.1"}}}
-	r := router(t, b, nil, TargetMatch{"db", []string{"db.internal:*"}})
+	r := router(t, b, nil, TargetMatch{Name: "db", Patterns: []string{"db.internal:*"}})
 	var wait sync.WaitGroup
 	for range 4 {
 		wait.Go(func() {
 			for range 2000 {
-				if name, host, ok := r.Match(netip.MustParseAddrPort("10.0.0.1:5432")); !ok || name != "db" || host != "db.internal" {
+				if name, host, ok := r.Match("run", netip.MustParseAddrPort("10.0.0.1:5432")); !ok || name != "db" || host != "db.internal" {
 					t.Errorf("%q by %q, %t", name, host, ok)
 					return
 				}
@@ -241,7 +247,7 @@ func TestMatchingWhileTargetsChange(t *testing.T) {
 		})
 	}
 	for range 200 {
-		if err := r.Set(t.Context(), []TargetMatch{{"db", []string{"db.internal:*"}}}); err != nil {
+		if err := r.Set(t.Context(), []TargetMatch{{Name: "db", Patterns: []string{"db.internal:*"}}}); err != nil {
 			t.Fatal(err)
 		}
 		r.Refresh(t.Context())
@@ -254,7 +260,7 @@ func TestAnAnswerCannotGrowWithoutEnd(t *testing.T) {
 	for i := range 500 {
 		many = append(many, netip.AddrFrom4([4]byte{10, 0, byte(i >> 8), byte(i)}).String())
 	}
-	r := router(t, &book{names: map[string][]string{"big.internal": many}}, nil, TargetMatch{"big", []string{"big.internal:1"}})
+	r := router(t, &book{names: map[string][]string{"big.internal": many}}, nil, TargetMatch{Name: "big", Patterns: []string{"big.internal:1"}})
 	if addrs, ok := r.Addresses("big.internal"); !ok || len(addrs) != maxAddresses {
 		t.Errorf("%d addresses", len(addrs))
 	}

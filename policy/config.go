@@ -16,6 +16,7 @@ type Config struct {
 	Daemon   Daemon   `toml:"daemon"`
 	Record   Record   `toml:"record"`
 	Approval Approval `toml:"approval"`
+	DNS      DNS      `toml:"dns"`
 	Agents   []Agent  `toml:"agent"`
 	Targets  []Target `toml:"target"`
 	Rules    []Rule   `toml:"rule"` // for every target
@@ -73,7 +74,8 @@ type Target struct {
 	Match      []Pattern      `toml:"match"`
 	Protocol   string         `toml:"protocol"`
 	Preset     string         `toml:"preset"`
-	Agents     []string       `toml:"agents"` // "*" is every agent
+	Agents     []string       `toml:"agents"`  // "*" is every agent
+	Private    bool           `toml:"private"` // names that a wildcard covers may lead into private networks
 	TLS        string         `toml:"tls"`
 	TLSName    string         `toml:"tls_name"` // "" is the name that matched
 	CA         string         `toml:"ca"`       // file of PEM certificates; "" is the system's
@@ -174,6 +176,7 @@ func Default() *Config {
 			GrantFor:   10 * time.Minute,
 			MaxPending: 10,
 		},
+		DNS: defaultDNS(),
 	}
 	c.Approval.Store = filepath.Join(c.Daemon.State, "approvals.db")
 	return c

@@ -35,6 +35,7 @@ func (c *Config) validate() error {
 		v.add(c.Approval.Pos.At("max_pending"), "max_pending: at least 1 request must be able to wait")
 	}
 	v.absolute(c.Approval.Pos, "store", c.Approval.Store)
+	v.dns(&c.DNS)
 	v.agents(c.Agents)
 
 	general := make(map[string]Pos)
@@ -134,6 +135,9 @@ func (v *validator) agents(agents []Agent) {
 func (v *validator) target(t *Target) {
 	if len(t.Match) == 0 {
 		v.add(t.Pos.At("match"), `match: say where the target is, such as match = ["db.internal:5432"]`)
+	}
+	if t.Private && !slices.ContainsFunc(t.Match, Pattern.Wildcard) {
+		v.add(t.Pos.At("private"), "private: only names that a wildcard covers are asked of others; match has none")
 	}
 	if t.Protocol == "" {
 		v.add(t.Pos.At("protocol"), "protocol: say what the target speaks")

@@ -47,12 +47,15 @@ func (s Size) MarshalText() ([]byte, error) { return []byte(s.String()), nil }
 
 // A Pattern names addresses and a port. Exactly one of Host and Prefix is set.
 type Pattern struct {
-	Host   string       // a name, in lower case and without a last dot
+	Host   string       // a name, in lower case and without a last dot; maybe with "*." or "**." before it
 	Prefix netip.Prefix // IPv4 as IPv4
 	Port   uint16
 }
 
-// UnmarshalText accepts "host:port", "address:port" and "prefix/bits:port", IPv6 in brackets.
+// Wildcard reports whether the pattern's host stands for more than one name.
+func (p Pattern) Wildcard() bool { return strings.HasPrefix(p.Host, "*") }
+
+// UnmarshalText accepts "host:port", "*.host:port", "**.host:port", "address:port" and "prefix/bits:port", IPv6 in brackets.
 func (p *Pattern) UnmarshalText(text []byte) error {
 	s := string(text)
 	colon := strings.LastIndexByte(s, ':')
@@ -74,7 +77,10 @@ func (p *Pattern) UnmarshalText(text []byte) error {
 	case strings.Contains(host, ":") && !bracketed:
 		return fmt.Errorf(`%q: write an IPv6 address in brackets, such as "[fd00::/8]:5432"`, clip(s))
 	case strings.Contains(host, "*"):
-		return fmt.Errorf("%q: names are resolved ahead, so a wildcard cannot be: write each name, or the addresses as 10.2.0.0/16", clip(s))
+		found.Host = strings.ToLower(strings.TrimSuffix(host, "."))
+		if err := namePattern(found.Host); err != nil {
+			return err
+		}
 	case strings.Contains(host, "/"):
 		prefix, err := netip.ParsePrefix(host)
 		if err != nil {

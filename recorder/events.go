@@ -27,6 +27,8 @@ const (
 	EventAgentAttached     = "agent.attached"
 	EventAgentDetached     = "agent.detached"
 	EventConnectionRefused = "connection.refused"
+	EventNameAsked         = "name.asked"
+	EventNameAnswered      = "name.answered"
 	EventControlRefused    = "control.refused"
 	EventBypassRefused     = "bypass.refused"
 	EventSessionPanic      = "session.panic"
@@ -76,6 +78,8 @@ var Events = []EventKind{
 	{EventAgentAttached, "a cgroup became an agent's; its run has this id"},
 	{EventAgentDetached, "an agent without processes was let go"},
 	{EventConnectionRefused, "a connection was refused before a session began"},
+	{EventNameAsked, "an agent asked for a name; says whether it may, and for how many more such queries the line stands"},
+	{EventNameAnswered, "what upstream said to a name that was forwarded, and which addresses were held back"},
 	{EventControlRefused, "an agent tried to control what governs it"},
 	{EventBypassRefused, "an agent tried a way around and was refused; without a process, only how many were left out"},
 	{EventSessionPanic, "a session ended by a fault of this program"},

@@ -30,6 +30,10 @@ const (
 // handle mediates one connection of an agent.
 func (n *node) handle(ctx context.Context, c *intercept.Connection) {
 	session, protocol, target, err := n.open(c)
+	if n.isNames(c, target) {
+		n.gate.AnswerNames(ctx, c, n.names)
+		return
+	}
 	if err != nil {
 		n.refuse(ctx, c, target, err.Error())
 		return
@@ -59,7 +63,7 @@ func (n *node) handle(ctx context.Context, c *intercept.Connection) {
 func (n *node) open(c *intercept.Connection) (s *protocols.Session, p *protocols.Protocol, target *policy.Target, err error) {
 	n.inForce.RLock()
 	defer n.inForce.RUnlock()
-	name, host, ok := n.router.Match(c.Destination)
+	name, host, ok := n.router.Match(c.Run, c.Destination)
 	if ok {
 		target = targetNamed(n.engine.Policy().Config(), name)
 	}

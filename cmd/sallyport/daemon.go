@@ -83,6 +83,7 @@ func runDaemon(ctx context.Context, configPath string, over bool) error {
 	aside.Go(func() { n.serveNames(ctx) })
 	aside.Go(func() { n.examineLoop(ctx) })
 	aside.Go(func() { n.serveRefusals(ctx) })
+	aside.Go(func() { n.names.Run(ctx) })
 	served := make(chan error, 1)
 	go func() { served <- n.gate.Serve(ctx, n.handle) }()
 	stopControl, err := n.admit(ctx)
@@ -132,12 +133,6 @@ func (n *node) admit(ctx context.Context) (stopControl func(), err error) {
 	}
 	n.audit(recorder.EventDaemonStarted, map[string]any{"pid": os.Getpid(), "policy": n.engine.Policy().Hash(), "require": n.config.Daemon.Require, "open": open})
 	return stopControl, nil
-}
-
-func (n *node) serveNames(ctx context.Context) {
-	if err := n.gate.ServeNames(ctx, n.router); err != nil {
-		n.log.Error("agents' name queries are not answered any more", "error", err)
-	}
 }
 
 func (n *node) end(err error) error {

@@ -13,6 +13,7 @@ import (
 // ARCHITECTURE.md.
 const graph = `
 	NONE < bpf, protocols;
+	protocols < intercept/resolver;
 
 	protocols < protocols/relay, protocols/pgsql, policy/mask, policy/credential, policy/approval, recorder;
 	NONE < protocols/pgsql/gen;
@@ -20,14 +21,14 @@ const graph = `
 	protocols, protocols/relay, protocols/pgsql < protocols/postgres;
 	protocols, protocols/postgres < protocols/all;
 
-	protocols, bpf < intercept;
+	protocols, bpf, intercept/resolver < intercept;
 	protocols < policy;
 
 	protocols, recorder < tools/replay;
 	NONE < tools/throwaway;
 	tools/throwaway < tools/bench;
 
-	bpf, intercept, protocols, protocols/all, policy, policy/approval, policy/credential, policy/mask, recorder, tools/replay < cmd/sallyport;
+	bpf, intercept, intercept/resolver, protocols, protocols/all, policy, policy/approval, policy/credential, policy/mask, recorder, tools/replay < cmd/sallyport;
 `
 
 func TestImportsGoOneWay(t *testing.T) {

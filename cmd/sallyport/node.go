@@ -17,6 +17,7 @@ import (
 
 	"sallyport/bpf"
 	"sallyport/intercept"
+	"sallyport/intercept/resolver"
 	"sallyport/policy"
 	"sallyport/policy/approval"
 	"sallyport/policy/credential"
@@ -39,6 +40,7 @@ type node struct {
 	engine  *policy.Engine
 	maskers policy.MaskFactory
 	router  *intercept.Router
+	names   *resolver.Resolver
 	ca      *intercept.CA
 	bundle  string // file with the roots that agents should trust
 
@@ -99,6 +101,7 @@ func openNode(ctx context.Context, configPath string, log hclog.Logger, sockets 
 	if n.router, err = intercept.NewRouter(nil, net.DefaultResolver, log.Named("router")); err != nil {
 		return n, err
 	}
+	n.names = n.newNames()
 	if err = n.load(ctx, config); err != nil {
 		return n, err
 	}
@@ -147,13 +150,17 @@ func (n *node) load(ctx context.Context, c *policy.Config) error {
 	}
 	matches := make([]intercept.TargetMatch, len(c.Targets))
 	for i, t := range c.Targets {
-		matches[i].Name = t.Name
+		matches[i].Name, matches[i].Private = t.Name, t.Private
 		for _, p := range t.Match {
 			matches[i].Patterns = append(matches[i].Patterns, p.String())
 		}
 		if _, err := upstreamTLS(&t, ""); err != nil {
 			return err
 		}
+	}
+	names, err := namePolicy(&c.DNS)
+	if err != nil {
+		return err
 	}
 	hash, err := c.Hash()
 	if err != nil {
@@ -176,6 +183,7 @@ func (n *node) load(ctx context.Context, c *policy.Config) error {
 	if err := n.engine.Use(c); err != nil {
 		return err
 	}
+	n.names.Use(names)
 	n.logins = sources
 	return nil
 }
