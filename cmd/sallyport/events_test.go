@@ -21,9 +21,10 @@ var auditors = map[string]struct {
 	calls  []string
 	prefix string
 }{
-	".":                     {[]string{"Audit", "audit"}, ""},
-	"../../policy/approval": {[]string{"Audit", "record", "lost", "move"}, "event"},
-	"../../recorder":        {[]string{"Audit", "note"}, "Event"},
+	".":                        {[]string{"Audit", "audit"}, ""},
+	"../../policy/approval":    {[]string{"Audit", "record", "lost", "move"}, "event"},
+	"../../recorder":           {[]string{"Audit", "note"}, "Event"},
+	"../../intercept/resolver": {[]string{"put"}, "Event"},
 }
 
 // Nobody writes a kind of event that the catalogue lacks: kinds are constants wherever one is written, and each constant is
