@@ -25,7 +25,7 @@ const graph = `
 	protocols < policy;
 
 	protocols, recorder < tools/replay;
-	NONE < tools/throwaway;
+	NONE < tools/throwaway, tools/bypass;
 	tools/throwaway < tools/bench;
 
 	bpf, intercept, intercept/resolver, protocols, protocols/all, policy, policy/approval, policy/credential, policy/mask, recorder, tools/replay < cmd/sallyport;
