@@ -24,21 +24,38 @@ type Agent struct {
 	Since  time.Time `json:"since"`
 	// Launched agents were confined by Launch before their first instruction. Others have what their manager left them.
 	Launched bool `json:"launched"`
+	// What its processes had when they became its, and keep. Known once Severed.
+	Weaknesses []Weakness `json:"weaknesses,omitempty"`
+	Severed    bool       `json:"severed"` // connections from before have been ended
 }
 
 // ErrPopulated means that an agent still has processes, which would be free without their guard.
 var ErrPopulated = errors.New("intercept: the agent still has processes")
 
-// AddAgent governs the processes in the cgroup directory and below it, now and later. Do it before the first process is
-// there: what a process brings along from before, an open connection above all, is not taken from it. Adding the same
-// cgroup again returns the same run.
+// AddAgent governs the processes in the cgroup directory and below it, now and later, and ends the connections that lead
+// out of it. Do it before the first process is there: not everything that a process brings along from before can be taken
+// from it, see [Agent.Weaknesses]. Adding the same cgroup again returns the same run.
 func (i *Interceptor) AddAgent(name, cgroup string) (run string, err error) {
 	a, err := i.govern(name, cgroup)
 	if err != nil {
 		return "", err
 	}
+	if err := i.severOnce(a.ID); err != nil {
+		return "", err
+	}
 	i.stations.look(i.hooks.Agents())
 	return a.Run, nil
+}
+
+// AgentOfRun returns the agent with this run, or false if there is none.
+func (i *Interceptor) AgentOfRun(run string) (Agent, bool) {
+	i.mu.Lock()
+	defer i.mu.Unlock()
+	a, err := i.agentOfRun(run)
+	if err != nil {
+		return Agent{}, false
+	}
+	return *a, true
 }
 
 // govern returns the agent that the cgroup is from now on, or was already.

@@ -70,6 +70,9 @@ type Interceptor struct {
 	testing   sync.Mutex            // one self-test at a time
 	gone      *cache[uint64, Agent] // agents that were
 
+	severing sync.Mutex // one agent at a time
+	keeping  *cache[uint64, keeping]
+
 	mu     sync.Mutex        // guards the rest
 	agents map[uint64]*Agent // by cgroup id; those that the kernel governs, and no others
 	open   map[string]int    // connections by run
@@ -110,6 +113,7 @@ func Open(o Options) (_ *Interceptor, err error) {
 		return nil, err
 	}
 	i.people = newPeople(i.cgroups)
+	i.keeping = newCache[uint64, keeping](1024, nil)
 	i.confined = newCache[life, struct{}](4096, nil)
 	if err := os.MkdirAll(o.State, 0o700); err != nil {
 		return nil, err
@@ -131,6 +135,11 @@ func Open(o Options) (_ *Interceptor, err error) {
 	}
 	if i.stations, err = newStations(i); err != nil {
 		return nil, err
+	}
+	for _, id := range i.hooks.Agents() {
+		if err := i.severOnce(id); err != nil {
+			return nil, err
+		}
 	}
 	i.stations.look(i.hooks.Agents())
 	if err := i.stations.forget(i.netns); err != nil {

@@ -189,6 +189,10 @@ func bePod([]string) error {
 				return err
 			}
 		default:
+			if act := beforeVerbs[verb]; act != nil {
+				fmt.Println(act(args))
+				continue
+			}
 			return fmt.Errorf("a pod does not know how to %q", verb)
 		}
 	}

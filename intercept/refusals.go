@@ -47,6 +47,9 @@ type RefusalCount struct {
 // this one. idle is called whenever there is nothing more, at least every second.
 func (i *Interceptor) Refusals(ctx context.Context, report func(Refusal), idle func()) error {
 	return i.hooks.Refusals(ctx, func(r bpf.Refusal) {
+		if r.Kind == bpf.RefusedNoListener {
+			i.stations.ask()
+		}
 		agent, ok := i.remembered(r.Agent)
 		if !ok {
 			agent = Agent{Name: fmt.Sprintf("cgroup id:%d", r.Agent)}

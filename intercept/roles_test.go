@@ -29,6 +29,7 @@ var roles = map[string]func(args []string) error{
 	"joiner":  joiner,
 	"daemon":  beDaemon,
 	"pod":     bePod,
+	"loner":   loner,
 
 	"uncgrouped": uncgrouped,
 }

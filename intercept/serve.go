@@ -239,6 +239,7 @@ func (i *Interceptor) receive(c *net.TCPConn) (*Connection, error) {
 		if conn.Weak, err = i.examineCaller(&conn.Process); err != nil {
 			return nil, err
 		}
+		conn.Weak = append(conn.Weak, i.kept(&agent)...)
 	}
 	if !i.enter(agent.Run) {
 		return nil, ErrTooMany

@@ -56,7 +56,8 @@ func (i *Interceptor) Examine(run string) ([]Weakness, error) {
 	if err != nil {
 		return nil, err
 	}
-	return examineAgent(i.cgroups, a.ID)
+	found, err := examineAgent(i.cgroups, a.ID)
+	return append(found, i.kept(a)...), err
 }
 
 // examineCaller looks at the process that makes a connection. That it has no weakness is remembered; one that it has may

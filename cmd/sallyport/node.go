@@ -226,7 +226,8 @@ func (n *node) addAgent(name, dir string, launched bool) (run string, err error)
 	if err != nil {
 		return "", err
 	}
-	return run, n.record.Audit(recorder.EventAgentAttached, map[string]any{"agent": name, "run": run, "cgroup": dir})
+	a, _ := n.gate.AgentOfRun(run)
+	return run, n.record.Audit(recorder.EventAgentAttached, map[string]any{"agent": name, "run": run, "cgroup": dir, "weaknesses": a.Weaknesses})
 }
 
 func (n *node) refusedUnhandled(from netip.AddrPort, why error) {
