@@ -77,7 +77,6 @@ func (i *Interceptor) Serve(ctx context.Context, handle func(ctx context.Context
 	i.stations.serveWith(s.acceptElsewhere, s.resetFrom)
 	sweeping, stopSweeping := context.WithCancel(ctx)
 	defer stopSweeping()
-	go i.sweepLoop(sweeping)
 	go i.stations.run(sweeping, i.hooks.Agents)
 
 	var err error
@@ -316,22 +315,6 @@ func (s *server) resetFrom(netns uint64) {
 	for c, whence := range s.live {
 		if whence == netns {
 			reset(c)
-		}
-	}
-}
-
-// sweepLoop lets go of agents whose cgroup is gone: their pins and names would pile up.
-func (i *Interceptor) sweepLoop(ctx context.Context) {
-	tick := time.NewTicker(10 * time.Second)
-	defer tick.Stop()
-	for {
-		select {
-		case <-ctx.Done():
-			return
-		case <-tick.C:
-			if _, err := i.Sweep(); err != nil {
-				i.log.Warn("cannot let go of agents that are gone", "error", err)
-			}
 		}
 	}
 }

@@ -61,13 +61,6 @@ type Approval struct {
 	Pos        Pos
 }
 
-// An Agent is a named set of processes: those in a cgroup and in all below it.
-type Agent struct {
-	Name   string `toml:"name"`
-	Cgroup string `toml:"cgroup"` // below the root of the cgroup v2 hierarchy, beginning with a slash
-	Pos    Pos
-}
-
 // A Target is a place that agents may reach.
 type Target struct {
 	Name       string         `toml:"name"`

@@ -1,7 +1,6 @@
 package policy
 
 import (
-	"path"
 	"path/filepath"
 	"regexp"
 	"slices"
@@ -108,27 +107,6 @@ func (v *validator) hold(at Pos, inline, pending, grant time.Duration) {
 		if d < time.Second || d > 14*24*time.Hour {
 			v.add(at.At(key), "%s: want 1s to 336h, have %v", key, d)
 		}
-	}
-}
-
-func (v *validator) agents(agents []Agent) {
-	names, cgroups := make(map[string]Pos), make(map[string]Pos)
-	for i := range agents {
-		a := &agents[i]
-		v.name(a.Pos, "[[agent]]", a.Name, names)
-		if !a.Pos.Has("cgroup") {
-			continue // `sallyport run` gives it one
-		}
-		clean := path.Clean("/" + a.Cgroup)
-		if clean == "/" || slices.Contains(strings.Split(a.Cgroup, "/"), "..") {
-			v.add(a.Pos.At("cgroup"), "cgroup: %q is not a group below the root, such as %q", clip(a.Cgroup), "/system.slice/agent.service")
-			continue
-		}
-		a.Cgroup = clean
-		if first, twice := cgroups[clean]; twice {
-			v.add(a.Pos.At("cgroup"), "cgroup: %q is an agent already, at line %d", clip(clean), first.Line)
-		}
-		cgroups[clean] = a.Pos
 	}
 }
 

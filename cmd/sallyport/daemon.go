@@ -14,6 +14,8 @@ import (
 	"github.com/hashicorp/go-hclog"
 	"github.com/spf13/cobra"
 
+	"sallyport/bpf"
+	"sallyport/intercept"
 	"sallyport/policy"
 	"sallyport/recorder"
 )
@@ -93,6 +95,7 @@ func runDaemon(ctx context.Context, configPath string, over bool) error {
 		aside.Wait()
 		return n.end(err)
 	}
+	aside.Go(func() { n.finder.Run(ctx) })
 	if err := n.keepSockets(); err != nil {
 		log.Warn("systemd does not keep the sockets: a restart refuses connections for a moment", "error", err)
 	}
@@ -123,11 +126,15 @@ func (n *node) admit(ctx context.Context) (stopControl func(), err error) {
 	if len(open) > 0 && n.config.Daemon.Require == "strict" {
 		return nil, fmt.Errorf("this host leaves something open, and the configuration requires that nothing is (require = \"strict\"): %s; see `sallyport doctor`", open[0])
 	}
-	for _, a := range n.config.Agents {
-		if err := n.addConfigured(a); err != nil {
-			return nil, err
-		}
+	root, err := bpf.CgroupRoot()
+	if err != nil {
+		return nil, err
 	}
+	n.loading.Lock() // a reload sets the finder's selectors, too
+	n.finder = intercept.NewFinder(root, nil, n.foundAgent, n.lostAgents, n.log.Named("finder"))
+	n.finder.Set(selectors(n.engine.Policy().Config()))
+	n.loading.Unlock()
+	n.finder.Look()
 	if stopControl, err = n.serveControl(); err != nil {
 		return nil, err
 	}

@@ -15,7 +15,6 @@ import (
 
 	"github.com/hashicorp/go-hclog"
 
-	"sallyport/bpf"
 	"sallyport/intercept"
 	"sallyport/intercept/resolver"
 	"sallyport/policy"
@@ -51,6 +50,7 @@ type node struct {
 	inForce sync.RWMutex                  // held while router, engine and logins change together
 	logins  map[string]*credential.Source // by target; guarded by inForce
 	gate    *intercept.Interceptor
+	finder  *intercept.Finder // nil until agents are let in
 
 	leave     context.CancelFunc           // ends the daemon
 	successor atomic.Pointer[net.UnixConn] // to the daemon that took over; closed by this process's end
@@ -185,6 +185,9 @@ func (n *node) load(ctx context.Context, c *policy.Config) error {
 	}
 	n.names.Use(names)
 	n.logins = sources
+	if n.finder != nil {
+		n.finder.Set(selectors(c))
+	}
 	return nil
 }
 
@@ -202,17 +205,38 @@ func (n *node) reload(ctx context.Context) error {
 	return nil
 }
 
-func (n *node) addConfigured(a policy.Agent) error {
-	root, err := bpf.CgroupRoot()
-	if err != nil {
-		return err
+// selectors say how the configuration's agents are found.
+func selectors(c *policy.Config) (all []intercept.Selector) {
+	for _, a := range c.Agents {
+		s := intercept.Selector{Agent: a.Name, Cgroup: a.Cgroup, Unit: a.Unit}
+		if a.Pos.Has("container") {
+			s.Container = &intercept.ContainerSelector{Name: a.Container.Name, Image: a.Container.Image, Labels: policy.Labels(a.Container.Labels)}
+		}
+		if a.Pos.Has("pod") {
+			s.Pod = &intercept.PodSelector{
+				Namespace: a.Pod.Namespace, Name: a.Pod.Name, ServiceAccount: a.Pod.ServiceAccount, Labels: policy.Labels(a.Pod.Labels), Container: a.Pod.Container,
+			}
+		}
+		all = append(all, s)
 	}
-	dir := filepath.Join(root, a.Cgroup)
-	if err := os.MkdirAll(dir, 0o755); err != nil {
-		return fmt.Errorf("agent %s: %w", a.Name, err)
-	}
-	_, err = n.addAgent(a.Name, dir, false)
+	return all
+}
+
+// foundAgent is told of a cgroup that the configuration means.
+func (n *node) foundAgent(name, dir string) error {
+	_, err := n.addAgent(name, dir, false)
 	return err
+}
+
+// lostAgents lets go of those whose cgroup is gone.
+func (n *node) lostAgents() {
+	gone, err := n.gate.Sweep()
+	if err != nil {
+		n.log.Warn("cannot let go of agents that are gone", "error", err)
+	}
+	for _, a := range gone {
+		n.audit(recorder.EventAgentEnded, map[string]any{"agent": a.Name, "run": a.Run, "cgroup": a.Cgroup})
+	}
 }
 
 // launched agents have no process yet, and get theirs from Launch.
