@@ -35,7 +35,7 @@ func TestAnAgentOfTheConfigurationIsGovernedWhenItAppears(t *testing.T) {
 		})
 	}
 	os.Remove(pool)
-	if n := strings.Count(s.auditText(), `"agent.ended"`); n != 3 {
+	if n := strings.Count(s.auditText(), `"agent.detached"`); n != 3 {
 		t.Errorf("%d ends on record", n)
 	}
 	for _, session := range s.sessions() {

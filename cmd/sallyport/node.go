@@ -235,7 +235,7 @@ func (n *node) lostAgents() {
 		n.log.Warn("cannot let go of agents that are gone", "error", err)
 	}
 	for _, a := range gone {
-		n.audit(recorder.EventAgentEnded, map[string]any{"agent": a.Name, "run": a.Run, "cgroup": a.Cgroup})
+		n.audit(recorder.EventAgentDetached, map[string]any{"agent": a.Name, "run": a.Run, "cgroup": a.Cgroup})
 	}
 }
 
