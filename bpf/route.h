@@ -8,8 +8,9 @@
  * The route to a place, or none: then the daemon judges. The longer prefix wins, and of two of one length the one with
  * the port.
  *
- * Loopback is another machine's worth of services, and name queries say more than they seem to: no route covers them
- * that does not mean them. So a prefix must be one of loopback, and DNS must be named by its port.
+ * An IPv6 prefix covers no IPv4, though as the trie has it ::/0 holds everything. And loopback is another machine's worth
+ * of services, and name queries say more than they seem to: no route covers them that does not mean them. So a prefix must
+ * be one of loopback, and DNS must be named by its port.
  */
 static __always_inline const struct route *route_in(__u32 set, const struct endpoint *to)
 {
@@ -30,6 +31,8 @@ static __always_inline const struct route *route_in(__u32 set, const struct endp
 		if (!route || (any && any->bits > route->bits))
 			route = any;
 	}
+	if (route && mapped(to->ip) && route->bits < 96)
+		return NULL;
 	if (route && is_loopback(to->ip) && route->bits < (mapped(to->ip) ? 96 + 8 : 128))
 		return NULL;
 	return route;

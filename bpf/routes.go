@@ -127,8 +127,7 @@ func (h *Hooks) readRoutes() (map[uint32]map[kernelRouteKey]kernelRoute, error) 
 	return all, nil
 }
 
-// RouteSets returns the numbers of the sets that have routes or agents, in no order. After Adopt they are those of the
-// daemon before.
+// RouteSets returns the numbers of the sets that have routes, in no order. After Adopt they are those of the daemon before.
 func (h *Hooks) RouteSets() (sets []uint32, err error) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
@@ -137,21 +136,20 @@ func (h *Hooks) RouteSets() (sets []uint32, err error) {
 		if err != nil {
 			return err
 		}
-		for id := range h.agents {
-			var set uint32
-			if err := h.maps.Agents.Lookup(id, &set); err != nil {
-				return fmt.Errorf("bpf: routes of agent %d: %w", id, err)
-			}
-			if set != 0 && all[set] == nil {
-				all[set] = nil
-			}
-		}
 		for set := range maps.Keys(all) {
 			sets = append(sets, set)
 		}
 		return nil
 	})
 	return sets, err
+}
+
+// AgentRoutes returns the set that is in force for an agent.
+func (h *Hooks) AgentRoutes(id uint64) (set uint32, err error) {
+	if err := h.use(func() error { return h.maps.Agents.Lookup(id, &set) }); err != nil {
+		return 0, fmt.Errorf("bpf: routes of agent %d: %w", id, err)
+	}
+	return set, nil
 }
 
 // SetAgentRoutes puts another set in force for an agent, all at once. AddAgent gave it set 0.

@@ -93,7 +93,8 @@ func TestTheLongerPrefixWinsAndThenThePort(t *testing.T) {
 		{[]string{"tcp 10.99.0.2/32 7001"}, nil, "VIA 10.99.0.2:7000"},
 		{[]string{"tcp 10.99.0.3/32 7000"}, nil, "VIA 10.99.0.2:7000"},
 		{[]string{"udp 10.99.0.2/32 7000"}, nil, "VIA 10.99.0.2:7000"},
-		{[]string{"tcp ::/0 7000"}, nil, "OUT 10.99.0.2:7000"}, // IPv4 is a part of it as the kernel has it
+		{[]string{"tcp ::/0 7000"}, nil, "VIA 10.99.0.2:7000"}, // that is IPv6
+		{nil, []string{"tcp ::/0 7000"}, "VIA 10.99.0.2:7000"},
 		{[]string{"tcp 10.99.0.0/24 7000"}, []string{"tcp 10.99.0.2/32 7000"}, "connect: ECONNREFUSED"},
 		{[]string{"tcp 10.99.0.0/24 7000"}, []string{"tcp 10.99.0.2/32 0"}, "connect: ECONNREFUSED"},
 		{[]string{"tcp 10.99.0.2/32 0"}, []string{"tcp 10.99.0.0/24 7000"}, "OUT 10.99.0.2:7000"},
@@ -361,7 +362,6 @@ func TestWideRoutesLeaveLoopbackAlone(t *testing.T) {
 		want   string
 	}{
 		{Straight, "0.0.0.0/0", "VIA " + to},
-		{Straight, "::/0", "VIA " + to},
 		{Straight, "126.0.0.0/7", "VIA " + to},
 		{Refused, "0.0.0.0/0", "VIA " + to},
 		{Refused, "127.0.0.0/8", "connect: ECONNREFUSED"},

@@ -95,6 +95,11 @@ func (i *Interceptor) govern(name, cgroup string) (*Agent, error) {
 	if err == nil && id != a.ID {
 		err = errors.Join(fmt.Errorf("intercept: %s was replaced meanwhile", cgroup), i.hooks.RemoveAgent(id))
 	}
+	if err == nil {
+		if err = i.routeAgent(a); err != nil {
+			err = errors.Join(err, i.hooks.RemoveAgent(id))
+		}
+	}
 	if err != nil {
 		delete(i.agents, a.ID)
 		return nil, errors.Join(explain(err), i.save())

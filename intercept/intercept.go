@@ -73,10 +73,11 @@ type Interceptor struct {
 	severing sync.Mutex // one agent at a time
 	keeping  *cache[uint64, keeping]
 
-	mu     sync.Mutex        // guards the rest
-	agents map[uint64]*Agent // by cgroup id; those that the kernel governs, and no others
-	open   map[string]int    // connections by run
-	probe  probing
+	mu      sync.Mutex        // guards the rest
+	agents  map[uint64]*Agent // by cgroup id; those that the kernel governs, and no others
+	open    map[string]int    // connections by run
+	routing routing
+	probe   probing
 }
 
 // Open listens, and then continues with what an earlier daemon left in the kernel, or else puts everything there. The

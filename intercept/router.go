@@ -45,9 +45,10 @@ const (
 // A Router tells which target a destination belongs to. What matches nothing belongs to none, and is to be refused.
 //
 // The most specific pattern wins: a name or an address over a wildcard, a wildcard over a prefix, the longer one of two
-// wildcards or prefixes, then a port over "*". Between equals the first target wins, and a warning says so. Host names are looked up here and not taken from the
-// agent. A name that leads to a loopback or link-local address is not followed there unless it is "localhost", or stands
-// so in /etc/hosts: else whoever answers for the name could make this machine's own services part of a target.
+// wildcards or prefixes, then a port over "*". Between equals the first target wins, and a warning says so. Host names are
+// looked up here and not taken from the agent. A name that leads to a loopback or link-local address is not followed there
+// unless it is "localhost", or stands so in /etc/hosts, and none leads to a cloud's metadata: else whoever answers for the
+// name could make this machine's own services part of a target.
 //
 // A wildcard matches an address only for a run that was given it, not long ago, in answer to a name that the wildcard
 // covers: see bindings.go.
@@ -131,6 +132,9 @@ func (r *Router) Match(run string, to netip.AddrPort) (name, host string, ok boo
 	addr := to.Addr().Unmap().WithZone("")
 	if rule, ok := first(t.exact[addr], addr, to.Port()); ok {
 		return rule.target, cmp.Or(rule.host, addr.String()), true
+	}
+	if metadata[addr] {
+		return "", "", false
 	}
 	if name, host, ok := r.matchWild(t, run, addr, to.Port()); ok {
 		return name, host, true
@@ -287,6 +291,9 @@ func (r *Router) build() {
 			}
 			t.names[p.name] = r.answers[p.name].addrs
 			for _, addr := range r.answers[p.name].addrs {
+				if metadata[addr] {
+					continue
+				}
 				t.add(rule{netip.PrefixFrom(addr, addr.BitLen()), p.port, target.name, p.name})
 			}
 		}

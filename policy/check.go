@@ -37,6 +37,7 @@ func Check(path string, protos []protocols.Protocol, maskers MaskFactory) []Find
 	k := &checker{policy: p}
 	k.matches()
 	k.agentsKnown()
+	k.routes()
 	for i := range c.Targets {
 		k.target(p.targets[c.Targets[i].Name])
 	}

@@ -21,7 +21,10 @@ type Config struct {
 	Targets  []Target `toml:"target"`
 	Rules    []Rule   `toml:"rule"` // for every target
 	Masks    []Mask   `toml:"mask"` // for every target
-	Pos      Pos
+	// What the kernel lets past, and refuses.
+	Passthroughs []Passthrough `toml:"passthrough"`
+	Blocks       []Block       `toml:"block"`
+	Pos          Pos
 }
 
 // Daemon is how the daemon runs. It takes effect at its start only.

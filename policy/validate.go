@@ -55,6 +55,7 @@ func (c *Config) validate() error {
 			v.add(t.Pos, "target %q has %d rules, more than %d", t.Name, len(t.Rules)+len(c.Rules), maxRules)
 		}
 	}
+	v.routes(c)
 	return v.err()
 }
 
@@ -120,14 +121,7 @@ func (v *validator) target(t *Target) {
 	if t.Protocol == "" {
 		v.add(t.Pos.At("protocol"), "protocol: say what the target speaks")
 	}
-	if len(t.Agents) == 0 {
-		v.add(t.Pos.At("agents"), `agents: an empty list would shut everybody out; write ["*"] for all, or remove the target`)
-	}
-	for _, a := range t.Agents {
-		if a != "*" && !nameRule.MatchString(a) {
-			v.add(t.Pos.At("agents"), `agents: %q is neither "*" nor a name`, clip(a))
-		}
-	}
+	v.agentNames(t.Pos, t.Agents)
 	v.oneOf(t.Pos, "preset", t.Preset, presetNames()...)
 	if t.From != "" {
 		v.oneOf(t.Pos, "from", t.From, "agent", "host")
@@ -150,6 +144,17 @@ func (v *validator) target(t *Target) {
 	}
 	v.login(t)
 	v.hold(t.Pos, t.InlineWait, t.PendingFor, t.GrantFor)
+}
+
+func (v *validator) agentNames(at Pos, names []string) {
+	if len(names) == 0 {
+		v.add(at.At("agents"), `agents: an empty list would be for nobody; write ["*"] for all, or remove the entry`)
+	}
+	for _, a := range names {
+		if a != "*" && !nameRule.MatchString(a) {
+			v.add(at.At("agents"), `agents: %q is neither "*" nor a name`, clip(a))
+		}
+	}
 }
 
 func (v *validator) login(t *Target) {

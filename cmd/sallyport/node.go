@@ -113,6 +113,9 @@ func openNode(ctx context.Context, configPath string, log hclog.Logger, sockets 
 	if err != nil {
 		return n, err
 	}
+	if _, err := n.setRoutes(config); err != nil {
+		return n, err
+	}
 	return n, nil
 }
 
@@ -177,13 +180,18 @@ func (n *node) load(ctx context.Context, c *policy.Config) error {
 	// of targets takes.
 	n.inForce.Lock()
 	defer n.inForce.Unlock()
-	if err := n.router.Set(ctx, matches); err != nil {
+	undo, err := n.setRoutes(c)
+	if err != nil {
 		return err
+	}
+	if err := n.router.Set(ctx, matches); err != nil {
+		return undo(err)
 	}
 	if err := n.engine.Use(c); err != nil {
-		return err
+		return undo(err)
 	}
 	n.names.Use(names)
+	n.warnOfNames(c)
 	n.logins = sources
 	if n.finder != nil {
 		n.finder.Set(selectors(c))
