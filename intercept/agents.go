@@ -207,6 +207,11 @@ func (i *Interceptor) Launched(run string) error {
 		return err
 	}
 	a.Launched = true
+	if i.unix != nil { // it sees files as Launch arranged them, and cannot change that
+		if err := i.hooks.TurnUnix(a.ID); err != nil {
+			return err
+		}
+	}
 	return i.save()
 }
 

@@ -108,7 +108,7 @@ func makeReadOnly(dir string) error {
 	return unix.MountSetattr(unix.AT_FDCWD, dir, unix.AT_RECURSIVE, &unix.MountAttr{Attr_set: unix.MOUNT_ATTR_RDONLY})
 }
 
-// hide puts an empty directory over dir, with nothing in it but the files to show. A directory that is not there cannot
+// hide puts an empty directory over dir, with nothing in it but the files and directories to show. A directory that is not there cannot
 // be hidden, and may appear later: that is an error.
 func hide(dir string, show []string) error {
 	dir, err := filepath.EvalSymlinks(dir)
@@ -136,10 +136,7 @@ func hide(dir string, show []string) error {
 		return err
 	}
 	for file, fd := range shown {
-		if err := os.MkdirAll(filepath.Dir(file), 0o711); err != nil {
-			return err
-		}
-		if err := os.WriteFile(file, nil, 0o444); err != nil {
+		if err := placeFor(file, fd); err != nil {
 			return err
 		}
 		if err := unix.MoveMount(fd, "", unix.AT_FDCWD, file, unix.MOVE_MOUNT_F_EMPTY_PATH); err != nil {
@@ -147,6 +144,21 @@ func hide(dir string, show []string) error {
 		}
 	}
 	return unix.MountSetattr(unix.AT_FDCWD, dir, unix.AT_RECURSIVE, &unix.MountAttr{Attr_set: unix.MOUNT_ATTR_RDONLY})
+}
+
+// placeFor makes what shown, a file or a directory, can be mounted over.
+func placeFor(path string, shown int) error {
+	var st unix.Stat_t
+	if err := unix.Fstat(shown, &st); err != nil {
+		return &os.PathError{Op: "stat", Path: path, Err: err}
+	}
+	if st.Mode&unix.S_IFMT == unix.S_IFDIR {
+		return os.MkdirAll(path, 0o711)
+	}
+	if err := os.MkdirAll(filepath.Dir(path), 0o711); err != nil {
+		return err
+	}
+	return os.WriteFile(path, nil, 0o444)
 }
 
 // hideFile puts nothing over file.

@@ -21,8 +21,9 @@ import (
 // A place is where a socket listens. The same address in another network namespace is another place.
 type place struct {
 	netns   uint64 // cookie
-	network string // "tcp", "udp"
+	network string // "tcp", "udp", "unix"
 	address netip.AddrPort
+	name    string // of a unix socket, which is the same in every network namespace
 }
 
 // inheritance is what an earlier daemon left. Its methods are safe for concurrent use; the zero value is empty.
@@ -99,6 +100,11 @@ func placeOfSocket(fd int) (at place, err error) {
 		return at, os.NewSyscallError("getsockname", err)
 	}
 	switch name := name.(type) {
+	case *unix.SockaddrUnix:
+		if at.network != "tcp" {
+			return at, errors.New("intercept: no stream socket")
+		}
+		return place{network: "unix", name: name.Name}, nil
 	case *unix.SockaddrInet4:
 		at.address = netip.AddrPortFrom(netip.AddrFrom4(name.Addr), uint16(name.Port))
 	case *unix.SockaddrInet6:
@@ -166,7 +172,7 @@ func (h *inheritance) here(network, host string, port uint16) (*os.File, error) 
 	if err != nil {
 		return nil, err
 	}
-	return h.take(place{cookie, network, netip.AddrPortFrom(addr, port)}), nil
+	return h.take(place{netns: cookie, network: network, address: netip.AddrPortFrom(addr, port)}), nil
 }
 
 // ownNetns is the cookie of the calling thread's network namespace. Only sockets know it.
@@ -184,14 +190,15 @@ func ownNetns() (uint64, error) {
 // Options.Inherited. Close them.
 func (i *Interceptor) Sockets() (files []*os.File, err error) {
 	listeners, queries := i.stations.sockets()
-	return duplicates(slices.Concat(i.listeners, listeners), slices.Concat(i.queries, queries))
+	return i.duplicates(slices.Concat(i.listeners, listeners), slices.Concat(i.queries, queries))
 }
 
 // OwnSockets are those in the daemon's own network namespace: the ones to leave with somebody who does not know when an
 // agent's namespace should end.
-func (i *Interceptor) OwnSockets() ([]*os.File, error) { return duplicates(i.listeners, i.queries) }
+func (i *Interceptor) OwnSockets() ([]*os.File, error) { return i.duplicates(i.listeners, i.queries) }
 
-func duplicates(listeners []*net.TCPListener, queries []*net.UDPConn) (files []*os.File, err error) {
+// duplicates adds the unix socket, which is in no network namespace.
+func (i *Interceptor) duplicates(listeners []*net.TCPListener, queries []*net.UDPConn) (files []*os.File, err error) {
 	defer func() {
 		if err != nil {
 			for _, f := range files {
@@ -202,6 +209,13 @@ func duplicates(listeners []*net.TCPListener, queries []*net.UDPConn) (files []*
 	}()
 	for _, l := range listeners {
 		f, err := l.File()
+		if err != nil {
+			return files, err
+		}
+		files = append(files, f)
+	}
+	if i.unix != nil {
+		f, err := i.unix.File()
 		if err != nil {
 			return files, err
 		}

@@ -138,15 +138,19 @@ func (h *hierarchy) of(pid int) ([]uint64, error) {
 		if strings.HasPrefix(path, "..") || strings.HasSuffix(path, " (deleted)") {
 			return nil, fmt.Errorf("intercept: cgroup of process %d cannot be seen: %q", pid, path)
 		}
-		var ids []uint64
-		for at := filepath.Join(h.root, path); at != h.root; at = filepath.Dir(at) {
-			var st unix.Stat_t
-			if err := unix.Stat(at, &st); err != nil {
-				return nil, &os.PathError{Op: "stat", Path: at, Err: err}
-			}
-			ids = append(ids, st.Ino)
-		}
-		return ids, nil
+		return h.above(path)
 	}
 	return nil, fmt.Errorf("intercept: process %d has no cgroup v2", pid)
+}
+
+// above returns the ids of a cgroup, by its path below the root, and of all that it is in, innermost first.
+func (h *hierarchy) above(path string) (ids []uint64, err error) {
+	for at := filepath.Join(h.root, path); at != h.root; at = filepath.Dir(at) {
+		var st unix.Stat_t
+		if err := unix.Stat(at, &st); err != nil {
+			return nil, &os.PathError{Op: "stat", Path: at, Err: err}
+		}
+		ids = append(ids, st.Ino)
+	}
+	return ids, nil
 }

@@ -30,6 +30,10 @@ type Options struct {
 	Pins  string // directory on which a private bpf filesystem is mounted if there is none; agents must not reach it
 	State string // directory for the names of agents; made with mode 0700
 
+	// Path of the unix socket on which agents' connections to unix sockets arrive, see [Interceptor.UnixDir]. Its directory
+	// is made, and holds nothing else. "" refuses them all, as does a kernel before 6.7.
+	Unix string
+
 	CgroupRoot  string        // where to attach; "" finds the cgroup v2 root, and nothing else governs every agent
 	Grace       time.Duration // how long connections may go on once Serve is told to stop; 0 means 10 s
 	MaxPerAgent int           // connections that one agent may have open; 0 means 4096
@@ -65,6 +69,8 @@ type Interceptor struct {
 	queries   []*net.UDPConn
 	netns     uint64 // cookie of the network namespace that those are in
 	stations  *stations
+	unix      *net.UnixListener // nil without Options.Unix
+	turns     turns
 	counters  counters
 	streams   nameStreams
 	testing   sync.Mutex            // one self-test at a time
@@ -151,7 +157,7 @@ func Open(o Options) (_ *Interceptor, err error) {
 
 // adoptOrLoad leaves nothing attached when it fails, unless it was attached before.
 func (i *Interceptor) adoptOrLoad() (*bpf.Hooks, error) {
-	ports := bpf.Ports{Proxy: i.options.Port, DNS: i.options.DNS}
+	ports := bpf.Ports{Proxy: i.options.Port, DNS: i.options.DNS, Unix: i.options.Unix}
 	hooks, err := bpf.Adopt(i.options.Pins, ports)
 	if err == nil {
 		i.log.Info("adopted what an earlier daemon pinned", "agents", len(hooks.Agents()))
@@ -228,6 +234,14 @@ func (i *Interceptor) listen() error {
 			i.queries = append(i.queries, l.names)
 		}
 	}
+	if i.options.Unix == "" {
+		return nil
+	}
+	l, err := i.inherited.listenUnix(i.options.Unix)
+	if err != nil {
+		return taken(err)
+	}
+	i.unix = l
 	return nil
 }
 
@@ -246,6 +260,11 @@ func (i *Interceptor) Close() error {
 	var all []error
 	for _, l := range i.listeners {
 		if err := l.Close(); !errors.Is(err, net.ErrClosed) {
+			all = append(all, err)
+		}
+	}
+	if i.unix != nil {
+		if err := i.unix.Close(); !errors.Is(err, net.ErrClosed) {
 			all = append(all, err)
 		}
 	}

@@ -115,7 +115,7 @@ func (i *Interceptor) asker(record *bpf.Record) (resolver.Asker, bool) {
 // hangs up, says nothing for 10 s, has asked enough, or ctx ends.
 func (i *Interceptor) AnswerNames(ctx context.Context, c *Connection, names *resolver.Resolver) {
 	if !i.streams.enter(c.Run) {
-		reset(c.TCPConn)
+		c.Reset()
 		return
 	}
 	defer i.streams.leave(c.Run)

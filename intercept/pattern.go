@@ -10,9 +10,10 @@ import (
 )
 
 // A pattern is one of the ways in which a target is written: "host:port", "*.host:port", "**.host:port", "address:port",
-// "[address]:port", "prefix:port" or "[prefix]:port", where port may be "*".
+// "[address]:port", "prefix:port" or "[prefix]:port", where port may be "*"; or "unix:/path" or "unix:@name".
 type pattern struct {
 	text   string
+	unix   string               // the path, or "@name"; or "", and
 	name   string               // a host name in lower case, or "" and
 	wild   resolver.NamePattern // a wildcard, or the zero pattern and
 	prefix netip.Prefix         // the addresses; one address is a prefix of its full length
@@ -23,6 +24,13 @@ func parsePattern(text string) (pattern, error) {
 	p := pattern{text: text}
 	bad := func(why string) (pattern, error) {
 		return pattern{}, fmt.Errorf("intercept: match %q: %s", text, why)
+	}
+	if name, ok := strings.CutPrefix(text, "unix:"); ok {
+		if len(name) < 2 || len(name) > 107 || name[0] != '/' && name[0] != '@' {
+			return bad("a unix socket is an absolute path of up to 107 bytes, or \"@name\"")
+		}
+		p.unix = name
+		return p, nil
 	}
 	colon := strings.LastIndexByte(text, ':')
 	if colon < 0 {

@@ -18,6 +18,7 @@ import (
 
 // A TargetMatch says where a target is. Patterns are "host:port", "address:port", "prefix:port", with IPv6 in brackets
 // and "*" for any port. A host may begin with "*.", which stands for one label, or with "**." for one or more.
+// "unix:/path" and "unix:@name" are unix sockets, see [Router.MatchUnix].
 type TargetMatch struct {
 	Name     string
 	Patterns []string
@@ -83,6 +84,7 @@ type table struct {
 	exact    map[netip.Addr][]rule // in the order of preference, as is
 	prefixes []rule
 	wild     []wildRule
+	sockets  []socketRule
 	names    map[string][]netip.Addr // every name of a target, even if it has no address now
 	targets  map[string][]string     // names, by target
 }
@@ -278,6 +280,10 @@ func (r *Router) build() {
 	t := &table{exact: make(map[netip.Addr][]rule), names: make(map[string][]netip.Addr), targets: make(map[string][]string)}
 	for _, target := range r.targets {
 		for _, p := range target.patterns {
+			if p.unix != "" {
+				t.sockets = append(t.sockets, socketRule{p.unix, target.name})
+				continue
+			}
 			if p.wild.Wildcard() {
 				t.wild = append(t.wild, wildRule{p.wild, p.port, target.name, target.private})
 				continue

@@ -19,8 +19,9 @@ import (
 
 // A Connection is one that an agent made. Its peer is the agent's own address; where the agent was going is Destination.
 type Connection struct {
-	*net.TCPConn
-	Destination netip.AddrPort // IPv4 as IPv4, whatever the socket's family
+	net.Conn                   // a *net.TCPConn, or a *net.UnixConn
+	Destination netip.AddrPort // IPv4 as IPv4, whatever the socket's family; of no use if there is Unix
+	Unix        *Unix          // where the agent was going, if that is a unix socket; else nil
 	Process     protocols.Process
 	Agent       string // name
 	Run         string
@@ -28,6 +29,23 @@ type Connection struct {
 	// Weak are the ways out that its process has, if Options.Strict asks to look: it is to be refused.
 	Weak []Weakness
 }
+
+// To is where the agent was going, for people: "192.0.2.7:5432", or "unix:/run/x.sock".
+func (c *Connection) To() string {
+	if c.Unix != nil {
+		return c.Unix.String()
+	}
+	return c.Destination.String()
+}
+
+// CloseWrite tells the client that it will hear nothing more.
+func (c *Connection) CloseWrite() error {
+	return c.Conn.(interface{ CloseWrite() error }).CloseWrite()
+}
+
+// Reset closes so that the client gets an error, and not an end of file that could be taken for an answer. A unix socket
+// can say that only to a client whose bytes were not read.
+func (c *Connection) Reset() { reset(c.Conn) }
 
 // Reasons for which a connection is reset before it is handled.
 var (
@@ -66,7 +84,7 @@ func (i *Interceptor) Counters() Counters {
 // ctx ends it stops listening, gives open connections Options.Grace, then ends their context and resets them, and returns
 // nil. It returns an error if it cannot accept any more. A panic in handle ends that connection only.
 func (i *Interceptor) Serve(ctx context.Context, handle func(ctx context.Context, c *Connection)) error {
-	s := &server{Interceptor: i, handle: handle, live: make(map[*net.TCPConn]uint64)}
+	s := &server{Interceptor: i, handle: handle, live: make(map[net.Conn]uint64)}
 	var cancel context.CancelFunc
 	s.ctx, cancel = context.WithCancel(context.WithoutCancel(ctx))
 	defer cancel()
@@ -75,12 +93,18 @@ func (i *Interceptor) Serve(ctx context.Context, handle func(ctx context.Context
 		go func() { ended <- s.acceptLoop(l, i.netns) }()
 	}
 	i.stations.serveWith(s.acceptElsewhere, s.resetFrom)
+	if i.unix != nil {
+		go func() { ended <- s.acceptFrom(func() (net.Conn, error) { return i.unix.AcceptUnix() }, i.netns) }()
+	}
 	sweeping, stopSweeping := context.WithCancel(ctx)
 	defer stopSweeping()
 	go i.stations.run(sweeping, i.hooks.Agents)
 
 	var err error
 	running := len(i.listeners)
+	if i.unix != nil {
+		running++
+	}
 	select {
 	case <-ctx.Done():
 	case err = <-ended: // one listener lost is half of the connections lost: stop, and be started again
@@ -88,6 +112,9 @@ func (i *Interceptor) Serve(ctx context.Context, handle func(ctx context.Context
 	}
 	for _, l := range i.listeners {
 		l.Close()
+	}
+	if i.unix != nil {
+		i.unix.Close()
 	}
 	for range running {
 		<-ended
@@ -119,7 +146,7 @@ type server struct {
 	elsewhere sync.WaitGroup // accept loops in other network namespaces
 
 	mu   sync.Mutex
-	live map[*net.TCPConn]uint64 // by whence: the network namespace's cookie; guarded by mu
+	live map[net.Conn]uint64 // by whence: the network namespace's cookie; guarded by mu
 }
 
 // acceptElsewhere accepts in an agent's network namespace, until the listener is closed. What is wrong there is wrong for
@@ -134,10 +161,14 @@ func (s *server) acceptElsewhere(l *net.TCPListener, netns uint64) {
 
 // acceptLoop returns nil once the listener is closed.
 func (s *server) acceptLoop(l *net.TCPListener, netns uint64) error {
+	return s.acceptFrom(func() (net.Conn, error) { return l.AcceptTCP() }, netns)
+}
+
+func (s *server) acceptFrom(accept func() (net.Conn, error), netns uint64) error {
 	const shortest, longest = 5 * time.Millisecond, time.Second
 	pause := shortest
 	for {
-		c, err := l.AcceptTCP()
+		c, err := accept()
 		switch {
 		case err == nil:
 			pause = shortest
@@ -167,7 +198,7 @@ func transient(err error) bool {
 	return false
 }
 
-func (s *server) serveConnection(c *net.TCPConn) {
+func (s *server) serveConnection(c net.Conn) {
 	defer s.wait.Done()
 	defer c.Close()
 	defer s.recovered(c)
@@ -181,13 +212,16 @@ func (s *server) serveConnection(c *net.TCPConn) {
 		return
 	}
 	defer s.leave(conn.Run)
+	if conn.Unix != nil {
+		defer conn.Unix.close()
+	}
 	s.counters.handled.Add(1)
 	s.counters.open.Add(1)
 	defer s.counters.open.Add(-1)
 	s.handle(s.ctx, conn)
 }
 
-func (s *server) recovered(c *net.TCPConn) {
+func (s *server) recovered(c net.Conn) {
 	value := recover()
 	if value == nil {
 		return
@@ -202,7 +236,14 @@ func (s *server) recovered(c *net.TCPConn) {
 }
 
 // receive finds out everything about a connection, or why it is none of an agent's.
-func (i *Interceptor) receive(c *net.TCPConn) (*Connection, error) {
+func (i *Interceptor) receive(c net.Conn) (*Connection, error) {
+	if c, ok := c.(*net.UnixConn); ok {
+		return i.receiveUnix(c)
+	}
+	return i.receiveTCP(c.(*net.TCPConn))
+}
+
+func (i *Interceptor) receiveTCP(c *net.TCPConn) (*Connection, error) {
 	record, err := i.hooks.Lookup(c)
 	if err != nil {
 		return nil, err
@@ -227,7 +268,7 @@ func (i *Interceptor) receive(c *net.TCPConn) (*Connection, error) {
 		return nil, err
 	}
 	conn := &Connection{
-		TCPConn:     c,
+		Conn:        c,
 		Destination: record.Destination,
 		Process:     i.people.identify(&record),
 		Agent:       agent.Name,
@@ -247,14 +288,17 @@ func (i *Interceptor) receive(c *net.TCPConn) (*Connection, error) {
 }
 
 // refuse resets, so that the client gets an error at once and not an end of file that could be taken for an answer.
-func (s *server) refuse(c *net.TCPConn, err error) {
+func (s *server) refuse(c net.Conn, err error) {
 	reset(c)
 	if errors.Is(err, bpf.ErrNoRecord) {
 		s.counters.noRecord.Add(1)
 	} else {
 		s.counters.refused.Add(1)
 	}
-	from := c.RemoteAddr().(*net.TCPAddr).AddrPort()
+	var from netip.AddrPort // a unix socket has none
+	if at, ok := c.RemoteAddr().(*net.TCPAddr); ok {
+		from = at.AddrPort()
+	}
 	if now, last := time.Now().Unix(), s.counters.warned.Load(); now > last && s.counters.warned.CompareAndSwap(last, now) { // once a second: anybody can cause it
 		s.log.Warn("connection refused", "from", from, "reason", err)
 	}
@@ -263,8 +307,10 @@ func (s *server) refuse(c *net.TCPConn, err error) {
 	}
 }
 
-func reset(c *net.TCPConn) {
-	c.SetLinger(0)
+func reset(c net.Conn) {
+	if c, ok := c.(*net.TCPConn); ok {
+		c.SetLinger(0)
+	}
 	c.Close()
 }
 
@@ -286,13 +332,13 @@ func (i *Interceptor) leave(run string) {
 	}
 }
 
-func (s *server) track(c *net.TCPConn, netns uint64) {
+func (s *server) track(c net.Conn, netns uint64) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.live[c] = netns
 }
 
-func (s *server) untrack(c *net.TCPConn) {
+func (s *server) untrack(c net.Conn) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	delete(s.live, c)

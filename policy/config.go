@@ -32,8 +32,10 @@ type Daemon struct {
 	ProxyPort int    `toml:"proxy_port"` // on loopback
 	DNSPort   int    `toml:"dns_port"`   // on loopback, UDP; 0 refuses agents' name queries
 	Socket    string `toml:"socket"`
-	State     string `toml:"state"`
-	Pins      string `toml:"pins"`
+	// AgentsSocket is where agents' connections to unix sockets arrive.
+	AgentsSocket string `toml:"agents_socket"`
+	State        string `toml:"state"`
+	Pins         string `toml:"pins"`
 	// How long connections may go on when the daemon stops.
 	Drain time.Duration `toml:"drain"`
 	// "available" enforces what the kernel and the agents' confinement allow, and reports the rest; "strict" refuses it.
@@ -175,7 +177,13 @@ func Default() *Config {
 		DNS: defaultDNS(),
 	}
 	c.Approval.Store = filepath.Join(c.Daemon.State, "approvals.db")
+	c.Daemon.AgentsSocket = agentsSocket(c.Daemon.Socket)
 	return c
+}
+
+// agentsSocket is in a directory of its own beside the control socket: agents see that one, and nothing else there.
+func agentsSocket(control string) string {
+	return filepath.Join(filepath.Dir(control), "agents", "sock")
 }
 
 // Read reads a configuration file. Everything wrong with it is in one error, of type Errors, unless the file cannot be read.
@@ -195,12 +203,15 @@ func Read(path string) (*Config, error) {
 // Decode reads what a configuration file holds. The name is for errors only.
 func Decode(name string, data []byte) (*Config, error) {
 	c := Default()
-	c.Approval.Store = ""
+	c.Approval.Store, c.Daemon.AgentsSocket = "", ""
 	if err := unmarshal(name, data, c); err != nil {
 		return nil, err
 	}
 	if c.Approval.Store == "" {
 		c.Approval.Store = filepath.Join(c.Daemon.State, "approvals.db")
+	}
+	if c.Daemon.AgentsSocket == "" {
+		c.Daemon.AgentsSocket = agentsSocket(c.Daemon.Socket)
 	}
 	for i := range c.Targets {
 		t := &c.Targets[i]

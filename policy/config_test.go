@@ -166,7 +166,7 @@ func TestAnErrorNamesFileLineAndTheNearestKey(t *testing.T) {
 		{"of the second", head + "\n" + strings.ReplaceAll(head, "'a'", "'b'") + "tsl = 'require'\n", `x.toml:10: unknown key "tsl" in [[target]]: did you mean "tls"?`},
 		{"in a rule", head + "[[target.rule]]\nname='r'\nthen='deny'\n[[target.rule]]\nname='s'\nthen='deny'\nwen='true'\n", `x.toml:11: unknown key "wen" in [[target.rule]]: did you mean "when"?`},
 		{"at the top", "[demon]\n", `x.toml:1: unknown key "demon" at the top of the file: did you mean "daemon"?`},
-		{"nothing near", "[daemon]\n\nfrobnicate = 1\n", `x.toml:3: unknown key "frobnicate" in [daemon]: known are dns_port, `},
+		{"nothing near", "[daemon]\n\nfrobnicate = 1\n", `x.toml:3: unknown key "frobnicate" in [daemon]: known are agents_socket, dns_port, `},
 		{"in an inline table", head + "login = {\n  user = 'u',\n  pasword = {} }\n", `x.toml:7: unknown key "pasword" in [target.login]: did you mean "password"?`},
 		{"syntax", "[daemon]\nproxy_port = \n", `x.toml:2: expected value`},
 		{"twice", "[daemon]\nstate = '/a'\nstate = '/b'\n", `x.toml:3: Key 'daemon.state' has already been defined`},

@@ -70,6 +70,13 @@ func (v *validator) daemon(d *Daemon) {
 	}
 	v.absolute(d.Pos, "socket", d.Socket)
 	// sun_path has 108 bytes with its end: unix(7).
+	v.absolute(d.Pos, "agents_socket", d.AgentsSocket)
+	if len(d.AgentsSocket) > 107 {
+		v.add(d.Pos.At("agents_socket"), "agents_socket: a path of a unix socket has at most 107 bytes, this has %d", len(d.AgentsSocket))
+	}
+	if below, err := filepath.Rel(filepath.Dir(d.Socket), filepath.Dir(d.AgentsSocket)); err != nil || below == "." || strings.HasPrefix(below, "..") {
+		v.add(d.Pos.At("agents_socket"), "agents_socket: it must be in a directory of its own below %s, which `sallyport run` hides from agents", filepath.Dir(d.Socket))
+	}
 	if len(d.Socket) > 107 {
 		v.add(d.Pos.At("socket"), "socket: a path of a unix socket has at most 107 bytes, this has %d", len(d.Socket))
 	}

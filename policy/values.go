@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"net/netip"
+	"path/filepath"
 	"strconv"
 	"strings"
 )
@@ -45,8 +46,9 @@ func (s Size) String() string {
 // MarshalText writes what UnmarshalText reads.
 func (s Size) MarshalText() ([]byte, error) { return []byte(s.String()), nil }
 
-// A Pattern names addresses and a port. Exactly one of Host and Prefix is set.
+// A Pattern names addresses and a port, or a unix socket. Exactly one of Unix, Host and Prefix is set.
 type Pattern struct {
+	Unix   string       // a path, or "@name" for an abstract one; then there is no port
 	Host   string       // a name, in lower case and without a last dot; maybe with "*." or "**." before it
 	Prefix netip.Prefix // IPv4 as IPv4
 	Port   uint16
@@ -55,9 +57,17 @@ type Pattern struct {
 // Wildcard reports whether the pattern's host stands for more than one name.
 func (p Pattern) Wildcard() bool { return strings.HasPrefix(p.Host, "*") }
 
-// UnmarshalText accepts "host:port", "*.host:port", "**.host:port", "address:port" and "prefix/bits:port", IPv6 in brackets.
+// UnmarshalText accepts "host:port", "*.host:port", "**.host:port", "address:port" and "prefix/bits:port", IPv6 in brackets,
+// and "unix:/path" and "unix:@name".
 func (p *Pattern) UnmarshalText(text []byte) error {
 	s := string(text)
+	if name, ok := strings.CutPrefix(s, "unix:"); ok {
+		if err := socketName(name); err != nil {
+			return fmt.Errorf("%q: %w", clip(s), err)
+		}
+		*p = Pattern{Unix: name}
+		return nil
+	}
 	colon := strings.LastIndexByte(s, ':')
 	if colon < 0 || strings.HasSuffix(s, "]") {
 		return fmt.Errorf(`%q has no port: write "%s:5432"`, clip(s), clip(s))
@@ -117,6 +127,8 @@ func (p *Pattern) UnmarshalText(text []byte) error {
 func (p Pattern) String() string {
 	port := ":" + strconv.Itoa(int(p.Port))
 	switch {
+	case p.Unix != "":
+		return "unix:" + p.Unix
 	case p.Host != "":
 		return p.Host + port
 	case !p.Prefix.IsValid():
@@ -134,6 +146,21 @@ func (p Pattern) String() string {
 
 // MarshalText writes what UnmarshalText reads.
 func (p Pattern) MarshalText() ([]byte, error) { return []byte(p.String()), nil }
+
+// socketName checks a unix socket's by unix(7): 108 bytes, of which a path ends in NUL and an abstract name begins with one.
+func socketName(name string) error {
+	switch {
+	case strings.ContainsRune(name, 0):
+		return errors.New("a NUL cannot be in it")
+	case len(name) > 107:
+		return errors.New("the name of a unix socket has up to 107 bytes")
+	case strings.HasPrefix(name, "@") && len(name) > 1:
+		return nil
+	case !filepath.IsAbs(name) || filepath.Clean(name) != name || name == "/":
+		return errors.New(`write the path of the socket, such as "unix:/var/run/postgresql/.s.PGSQL.5432", or "unix:@name" for an abstract one`)
+	}
+	return nil
+}
 
 // hostName checks a name by RFC 1123 section 2.1 and RFC 1035 section 2.3.4, and lets underscores pass as resolvers do.
 func hostName(name string) error {

@@ -20,7 +20,9 @@ import (
 type Protocol struct {
 	Name  string
 	Ports []uint16 // a hint, asked before any byte is read: in some protocols the server speaks first
-	ALPN  []string // what a client may ask for by ALPN when its TLS is ended here; nil if the protocol has no such name
+	// UnixSocket reports whether servers usually call their unix socket so: the last element of its path. May be nil.
+	UnixSocket func(base string) bool
+	ALPN       []string // what a client may ask for by ALPN when its TLS is ended here; nil if the protocol has no such name
 	// Sniff looks at the first bytes that one side sent. It is called again with more while it answers Maybe; the
 	// caller bounds size and time.
 	Sniff func(from Side, b []byte) Match

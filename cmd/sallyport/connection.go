@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"slices"
 	"sync"
 	"time"
 
@@ -29,6 +30,9 @@ const (
 
 // handle mediates one connection of an agent.
 func (n *node) handle(ctx context.Context, c *intercept.Connection) {
+	if c.Unix != nil && !n.unixTarget(ctx, c) {
+		return
+	}
 	session, protocol, target, err := n.open(c)
 	if n.isNames(c, target) {
 		n.gate.AnswerNames(ctx, c, n.names)
@@ -63,13 +67,13 @@ func (n *node) handle(ctx context.Context, c *intercept.Connection) {
 func (n *node) open(c *intercept.Connection) (s *protocols.Session, p *protocols.Protocol, target *policy.Target, err error) {
 	n.inForce.RLock()
 	defer n.inForce.RUnlock()
-	name, host, ok := n.router.Match(c.Run, c.Destination)
+	name, host, ok := n.match(c)
 	if ok {
 		target = targetNamed(n.engine.Policy().Config(), name)
 	}
 	switch {
 	case target == nil:
-		return nil, nil, nil, fmt.Errorf("no target covers %s, so agent %q may not connect there; ask an operator to add one", c.Destination, c.Agent)
+		return nil, nil, nil, fmt.Errorf("no target covers %s, so agent %q may not connect there; ask an operator to add one", c.To(), c.Agent)
 	case c.Weak != nil:
 		return nil, nil, target, fmt.Errorf("agent %q could get out by other ways, and strictness is required here: %s; %s", c.Agent, c.Weak[0].What, c.Weak[0].Mend)
 	case !target.Admits(c.Agent):
@@ -103,23 +107,28 @@ func (n *node) newSession(c *intercept.Connection, t *policy.Target, host string
 	if err != nil {
 		return nil, err
 	}
-	if t.TLSName != "" {
+	address, dial := c.Destination.String(), n.dialer(c, t, c.Destination)
+	if c.Unix != nil {
+		address, dial, host = host, dialUnix(host), "localhost"
+	} else if t.TLSName != "" {
 		host = t.TLSName
 	}
 	upstream, err := upstreamTLS(t, host)
 	if err != nil {
 		return nil, err
 	}
-	address := c.Destination.String()
+	if c.Unix != nil {
+		upstream = nil // nobody listens in between on this machine: clients do without TLS there, too
+	}
 	login := n.logins[t.Name]
 	return &protocols.Session{
 		ID: id.String(), Agent: c.Agent, Run: c.Run, Process: c.Process, Target: t.Name, Protocol: p.Name, Started: time.Now(),
-		Client:    c.TCPConn,
+		Client:    c.Conn,
 		ClientTLS: n.ca.ServerConfig(host, n.router.Names(t.Name), p.ALPN),
 		Gate:      n.engine,
 		Upstream: protocols.Upstream{
 			Address: address, Host: host, TLS: upstream, Options: t.Options,
-			Dial: n.dialer(c, t, c.Destination),
+			Dial: dial,
 			Login: func(ctx context.Context) (protocols.Login, error) {
 				if login == nil {
 					return protocols.Login{}, fmt.Errorf("target %s has no login", t.Name)
@@ -132,23 +141,23 @@ func (n *node) newSession(c *intercept.Connection, t *policy.Target, host string
 
 // refuse tells the client why, if it speaks a protocol that has words for it, and puts that on record.
 func (n *node) refuse(ctx context.Context, c *intercept.Connection, t *policy.Target, reason string) {
-	fields := map[string]any{"agent": c.Agent, "run": c.Run, "process": c.Process, "destination": c.Destination, "reason": reason}
+	fields := map[string]any{"agent": c.Agent, "run": c.Run, "process": c.Process, "destination": c.To(), "reason": reason}
 	if t != nil {
 		fields["target"] = t.Name
 	}
 	n.audit(recorder.EventConnectionRefused, fields)
-	n.log.Warn("connection refused", "agent", c.Agent, "pid", c.Process.PID, "exe", c.Process.Exe, "to", c.Destination, "reason", reason)
+	n.log.Warn("connection refused", "agent", c.Agent, "pid", c.Process.PID, "exe", c.Process.Exe, "to", c.To(), "reason", reason)
 	ctx, cancel := context.WithTimeout(ctx, refuseTimeout)
 	defer cancel()
-	if p := n.refuser(t, c.Destination.Port()); p != nil {
-		p.Refuse(ctx, c.TCPConn, reason)
+	if p := n.refuser(t, c); p != nil {
+		p.Refuse(ctx, c.Conn, reason)
 		return
 	}
-	c.SetLinger(0) // a reset: to the client, the connection failed
+	c.Reset() // to the client, the connection failed
 }
 
-// refuser is the protocol in whose words to refuse: the target's, or what is usual on that port.
-func (n *node) refuser(t *policy.Target, port uint16) *protocols.Protocol {
+// refuser is the protocol in whose words to refuse: the target's, or what is usual there.
+func (n *node) refuser(t *policy.Target, c *intercept.Connection) *protocols.Protocol {
 	for _, p := range n.protocols {
 		if p.Refuse == nil {
 			continue
@@ -156,13 +165,18 @@ func (n *node) refuser(t *policy.Target, port uint16) *protocols.Protocol {
 		if t != nil && p.Name == t.Protocol {
 			return p
 		}
-		for _, usual := range p.Ports {
-			if t == nil && usual == port {
-				return p
-			}
+		if t == nil && usual(p, c) {
+			return p
 		}
 	}
 	return nil
+}
+
+func usual(p *protocols.Protocol, c *intercept.Connection) bool {
+	if c.Unix != nil {
+		return p.UnixSocket != nil && p.UnixSocket(c.Unix.Base())
+	}
+	return slices.Contains(p.Ports, c.Destination.Port())
 }
 
 // upstreamTLS says how to speak TLS with a target; nil is not at all.

@@ -176,6 +176,8 @@ type NewAgent struct {
 type AgentAdded struct {
 	Run    string `json:"run"`
 	Bundle string `json:"ca_bundle"` // file with the roots that the agent should trust
+	// UnixDir is the directory by which it reaches unix sockets, "" if it cannot.
+	UnixDir string `json:"unix_dir,omitempty"`
 }
 
 func (n *node) postAgent(r *http.Request) (any, error) {
@@ -192,7 +194,11 @@ func (n *node) postAgent(r *http.Request) (any, error) {
 	if err != nil {
 		return nil, err
 	}
-	return AgentAdded{run, n.bundle}, nil
+	added := AgentAdded{Run: run, Bundle: n.bundle}
+	if in.Launched {
+		added.UnixDir = n.gate.UnixDir()
+	}
+	return added, nil
 }
 
 // deleteAgent lets an agent go: with ?populated=true, even while it has processes. That it does is on record first.

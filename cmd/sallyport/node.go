@@ -106,7 +106,7 @@ func openNode(ctx context.Context, configPath string, log hclog.Logger, sockets 
 		return n, err
 	}
 	n.gate, err = intercept.Open(intercept.Options{
-		Port: uint16(config.Daemon.ProxyPort), DNS: uint16(config.Daemon.DNSPort), Pins: config.Daemon.Pins, State: state, Log: log.Named("intercept"),
+		Port: uint16(config.Daemon.ProxyPort), DNS: uint16(config.Daemon.DNSPort), Unix: config.Daemon.AgentsSocket, Pins: config.Daemon.Pins, State: state, Log: log.Named("intercept"),
 		Strict: config.Daemon.Require == "strict", Grace: config.Daemon.Drain, Inherited: sockets,
 		Refused: n.refusedUnhandled, Panic: n.panicked,
 	})

@@ -102,9 +102,13 @@ func runAgent(ctx context.Context, configPath, name, as string, args []string) (
 	if err := api.do(ctx, http.MethodPost, "/agents", NewAgent{Name: name, Cgroup: dir, Launched: true}, &added); err != nil {
 		return err
 	}
+	show := []string{added.Bundle}
+	if added.UnixDir != "" {
+		show = append(show, added.UnixDir)
+	}
 	command, err := intercept.Launch(intercept.LaunchOptions{
 		Cgroup: dir, Args: args, Env: environment(config, account, added.Bundle), User: account,
-		Hide: []string{config.Daemon.State, config.Daemon.Pins, filepath.Dir(config.Daemon.Socket)}, Show: []string{added.Bundle}, Trust: added.Bundle,
+		Hide: []string{config.Daemon.State, config.Daemon.Pins, filepath.Dir(config.Daemon.Socket)}, Show: show, Trust: added.Bundle,
 		HideFiles: passwordFiles(config),
 		Stdin:     os.Stdin, Stdout: os.Stdout, Stderr: os.Stderr,
 	})

@@ -20,14 +20,15 @@ import (
 
 // Protocol is PostgreSQL's.
 var Protocol = protocols.Protocol{
-	Name:   "postgres",
-	Ports:  []uint16{5432},
-	Sniff:  sniff,
-	Facts:  protocols.FactType{Name: "sql", Type: reflect.TypeFor[[]pgsql.Statement]()},
-	Serve:  serve,
-	Refuse: refuse,
-	Read:   readText,
-	Replay: replay,
+	Name:       "postgres",
+	Ports:      []uint16{5432},
+	UnixSocket: func(base string) bool { return strings.HasPrefix(base, ".s.PGSQL.") },
+	Sniff:      sniff,
+	Facts:      protocols.FactType{Name: "sql", Type: reflect.TypeFor[[]pgsql.Statement]()},
+	Serve:      serve,
+	Refuse:     refuse,
+	Read:       readText,
+	Replay:     replay,
 }
 
 // sniff knows a startup packet. A TLS handshake may turn out to be anything's.
