@@ -35,22 +35,41 @@ func (c *cache[K, V]) get(key K) (value V, ok bool) {
 	return e.Value.(entry[K, V]).value, true
 }
 
+// getOrMake returns what is there, or else what make returns, which is there from then on. make is called with the cache
+// locked: it must be quick.
+func (c *cache[K, V]) getOrMake(key K, make func() V) V {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if e, ok := c.entries[key]; ok {
+		c.order.MoveToFront(e)
+		return e.Value.(entry[K, V]).value
+	}
+	value := make()
+	c.add(key, value)
+	return value
+}
+
 func (c *cache[K, V]) put(key K, value V) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	if e, ok := c.entries[key]; ok {
 		c.remove(e)
 	}
-	c.entries[key] = c.order.PushFront(entry[K, V]{key, value})
-	for len(c.entries) > c.size {
-		c.remove(c.order.Back())
-	}
+	c.add(key, value)
 }
 
 func (c *cache[K, V]) clear() {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	for c.order.Len() > 0 {
+		c.remove(c.order.Back())
+	}
+}
+
+// add is called with mu held, for a key that is not there.
+func (c *cache[K, V]) add(key K, value V) {
+	c.entries[key] = c.order.PushFront(entry[K, V]{key, value})
+	for len(c.entries) > c.size {
 		c.remove(c.order.Back())
 	}
 }

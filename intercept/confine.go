@@ -55,9 +55,7 @@ func arrangeMounts(o *order) error {
 		return fmt.Errorf("intercept: make mounts private: %w", err)
 	}
 	if o.Trust != "" {
-		if err := trust(o.Trust); err != nil {
-			return err
-		}
+		trustHere(o)
 	}
 	for _, file := range o.HideFiles { // first: they may be in a directory that is hidden next
 		if err := hideFile(file); err != nil {
@@ -172,26 +170,6 @@ func hideFile(file string) error {
 	}
 	if err := unix.Mount(os.DevNull, file, "", unix.MS_BIND, ""); err != nil {
 		return fmt.Errorf("intercept: hide %s: %w", file, err)
-	}
-	return nil
-}
-
-// trust puts the bundle over the system's own, wherever that is.
-func trust(bundle string) error {
-	for _, file := range systemBundles {
-		file, err := filepath.EvalSymlinks(file)
-		if errors.Is(err, os.ErrNotExist) {
-			continue
-		}
-		if err != nil {
-			return err
-		}
-		if err := unix.Mount(bundle, file, "", unix.MS_BIND, ""); err != nil {
-			return fmt.Errorf("intercept: put %s over %s: %w", bundle, file, err)
-		}
-		if err := unix.MountSetattr(unix.AT_FDCWD, file, 0, &unix.MountAttr{Attr_set: unix.MOUNT_ATTR_RDONLY}); err != nil {
-			return fmt.Errorf("intercept: make %s read-only: %w", file, err)
-		}
 	}
 	return nil
 }

@@ -27,8 +27,9 @@ type LaunchOptions struct {
 	User Account // who the command runs as
 
 	// Hide are directories that the command finds empty: the daemon's state, its pins, its sockets. Show are files
-	// and directories in them that it can read all the same, by the same path, such as the bundle of trusted certificates. Trust, if not
-	// "", is that bundle: the command finds it in place of the system's own.
+	// and directories in them that it can read all the same, by the same path, such as the bundle of trusted certificates.
+	// Trust, if not "", is that bundle, in its authority's directory: the command finds the authority in every file of
+	// roots that Sallyport knows of, and Stderr says where it does not.
 	Hide  []string
 	Show  []string
 	Trust string

@@ -32,6 +32,8 @@ const (
 	EventControlRefused    = "control.refused"
 	EventBypassRefused     = "bypass.refused"
 	EventSessionPanic      = "session.panic"
+	EventTrustDelivered    = "trust.delivered"
+	EventCARotated         = "ca.rotated"
 
 	EventApprovalRequested  = "approval.requested"
 	EventApprovalVoted      = "approval.voted"
@@ -83,6 +85,8 @@ var Events = []EventKind{
 	{EventControlRefused, "an agent tried to control what governs it"},
 	{EventBypassRefused, "an agent tried a way around and was refused; without a process, only how many were left out"},
 	{EventSessionPanic, "a session ended by a fault of this program"},
+	{EventTrustDelivered, "the certificate authority was put before an agent that was running already; says over which files, and which it left"},
+	{EventCARotated, "the certificate authority was replaced; names both by their SHA-256"},
 
 	{EventApprovalRequested, "a request was put before humans"},
 	{EventApprovalVoted, "a human voted on it"},

@@ -58,6 +58,7 @@ func (n *node) serveControl() (stop func(), err error) {
 	mux.HandleFunc("POST /agents/{run}/refusals", n.forRoot(n.postRefusals))
 	mux.HandleFunc("DELETE /agents/{run}", n.forRoot(n.deleteAgent))
 	mux.HandleFunc("POST /handover", n.onlyRoot(n.postHandover))
+	mux.HandleFunc("POST /ca/rotate", n.forRoot(n.postRotate))
 	// curl --unix-socket SOCKET 'http://x/debug/pprof/profile?seconds=10' > cpu.pprof
 	mux.HandleFunc("GET /debug/pprof/profile", n.onlyRoot(pprof.Profile))
 	mux.HandleFunc("GET /debug/pprof/{name}", n.onlyRoot(pprof.Index))
@@ -213,7 +214,11 @@ func (n *node) deleteAgent(r *http.Request) (any, error) {
 		if err := n.record.Audit(recorder.EventAgentFreed, map[string]any{"run": run, "by": peer}); err != nil {
 			return nil, err
 		}
-		return map[string]string{"run": run}, n.gate.FreeAgent(run)
+		cgroup := n.cgroupOf(run)
+		if err := n.gate.FreeAgent(run); err != nil {
+			return nil, err
+		}
+		return map[string]string{"run": run}, n.trust.Withdraw(cgroup)
 	}
 	if err := n.gate.RemoveAgent(run); err != nil {
 		return nil, err

@@ -86,6 +86,7 @@ func runDaemon(ctx context.Context, configPath string, over bool) error {
 	aside.Go(func() { n.examineLoop(ctx) })
 	aside.Go(func() { n.serveRefusals(ctx) })
 	aside.Go(func() { n.names.Run(ctx) })
+	aside.Go(func() { n.trustLoop(ctx) })
 	served := make(chan error, 1)
 	go func() { served <- n.gate.Serve(ctx, n.handle) }()
 	stopControl, err := n.admit(ctx)
@@ -138,7 +139,7 @@ func (n *node) admit(ctx context.Context) (stopControl func(), err error) {
 	if stopControl, err = n.serveControl(); err != nil {
 		return nil, err
 	}
-	n.audit(recorder.EventDaemonStarted, map[string]any{"pid": os.Getpid(), "policy": n.engine.Policy().Hash(), "require": n.config.Daemon.Require, "open": open})
+	n.audit(recorder.EventDaemonStarted, map[string]any{"pid": os.Getpid(), "policy": n.engine.Policy().Hash(), "ca": fingerprint(n.ca.Certificate()), "require": n.config.Daemon.Require, "open": open})
 	return stopControl, nil
 }
 

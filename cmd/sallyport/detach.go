@@ -80,7 +80,7 @@ func detachAll(c *cobra.Command, config *policy.Config) error {
 	}
 	if errors.Is(err, intercept.ErrNothingPinned) {
 		fmt.Fprintln(c.OutOrStdout(), "nothing of Sallyport is in the kernel")
-		return nil
+		return intercept.RemoveTrust(caDir(config))
 	}
 	if err != nil {
 		return err
@@ -89,7 +89,7 @@ func detachAll(c *cobra.Command, config *policy.Config) error {
 	if err := recordDetach(config, pinned.Agents); err != nil {
 		return fmt.Errorf("nothing is let go, because it could not be recorded: %w", err)
 	}
-	if err := pinned.Remove(); err != nil {
+	if err := errors.Join(pinned.Remove(), intercept.RemoveTrust(caDir(config))); err != nil {
 		return err
 	}
 	fmt.Fprintf(c.OutOrStdout(), "taken out of the kernel; %d agents are free\n", len(pinned.Agents))

@@ -58,7 +58,7 @@ A first session, as root:
 	}
 	root.PersistentFlags().StringP("config", "c", defaultConfig, "configuration `file`")
 	root.AddCommand(daemonCommand(), runCommand(), requestsCommand(), sessionsCommand(), replayCommand(), policyCommand(),
-		evidenceCommand(), statusCommand(), doctorCommand(), detachCommand())
+		evidenceCommand(), caCommand(), statusCommand(), doctorCommand(), detachCommand())
 	return root
 }
 

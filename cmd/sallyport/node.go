@@ -41,6 +41,7 @@ type node struct {
 	router  *intercept.Router
 	names   *resolver.Resolver
 	ca      *intercept.CA
+	trust   *intercept.Trust
 	bundle  string // file with the roots that agents should trust
 
 	refusals *refusals
@@ -116,7 +117,8 @@ func openNode(ctx context.Context, configPath string, log hclog.Logger, sockets 
 	if _, err := n.setRoutes(config); err != nil {
 		return n, err
 	}
-	return n, nil
+	n.trust, err = intercept.NewTrust(n.ca, n.gate.AgentOf)
+	return n, err
 }
 
 func recordOptions(c *policy.Config, log hclog.Logger) recorder.Options {
@@ -131,6 +133,12 @@ func evidenceDir(c *policy.Config) string { return filepath.Join(c.Daemon.State,
 
 func (n *node) close() error {
 	var errs []error
+	if n.trust != nil {
+		errs = append(errs, n.trust.Close())
+	}
+	if n.ca != nil {
+		errs = append(errs, n.ca.Close())
+	}
 	if n.gate != nil {
 		errs = append(errs, n.gate.Close())
 	}
@@ -259,7 +267,11 @@ func (n *node) addAgent(name, dir string, launched bool) (run string, err error)
 		return "", err
 	}
 	a, _ := n.gate.AgentOfRun(run)
-	return run, n.record.Audit(recorder.EventAgentAttached, map[string]any{"agent": name, "run": run, "cgroup": dir, "weaknesses": a.Weaknesses})
+	if err := n.record.Audit(recorder.EventAgentAttached, map[string]any{"agent": name, "run": run, "cgroup": dir, "weaknesses": a.Weaknesses}); err != nil {
+		return run, err
+	}
+	n.deliverTrust(name, run, dir, n.trust.Deliver)
+	return run, nil
 }
 
 func (n *node) refusedUnhandled(from netip.AddrPort, why error) {

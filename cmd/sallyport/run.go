@@ -137,10 +137,9 @@ func environment(config *policy.Config, a intercept.Account, bundle string) []st
 		name, _, _ := strings.Cut(e, "=")
 		return slices.ContainsFunc(config.Targets, func(t policy.Target) bool { return t.Login.Password.Env == name })
 	})
-	for _, name := range []string{"SSL_CERT_FILE", "CURL_CA_BUNDLE", "REQUESTS_CA_BUNDLE", "GIT_SSL_CAINFO", "NODE_EXTRA_CA_CERTS", "PGSSLROOTCERT"} {
-		if os.Getenv(name) == "" {
-			env = append(env, name+"="+bundle)
-		}
+	env, hidden := intercept.TrustEnviron(env, bundle)
+	for _, h := range hidden {
+		fmt.Fprintln(os.Stderr, "sallyport: warning:", h)
 	}
 	return env
 }
