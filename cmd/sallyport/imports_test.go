@@ -26,7 +26,7 @@ const graph = `
 
 	protocols, recorder < tools/replay;
 	NONE < tools/throwaway, tools/bypass;
-	tools/throwaway < tools/bench;
+	bpf, tools/throwaway < tools/bench;
 
 	bpf, intercept, intercept/resolver, protocols, protocols/all, policy, policy/approval, policy/credential, policy/mask, recorder, tools/replay < cmd/sallyport;
 `

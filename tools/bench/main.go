@@ -1,6 +1,6 @@
 // Bench measures what Sallyport costs, beside a direct connection and beside Debian's pgbouncer, interleaved in one run so
 // that a noisy machine is noisy for all three. Everything is switched on for Sallyport: parsing, policy, masks, detectors
-// and recording. It prints medians and ratios.
+// and recording. It prints medians and ratios. Before that it measures what connect() costs (connect.go).
 package main
 
 import (
@@ -27,6 +27,12 @@ import (
 
 func main() {
 	log.SetFlags(0)
+	if role := os.Getenv(connectRole); role != "" {
+		if err := playConnect(role, os.Args[1:]); err != nil {
+			log.Fatal(err)
+		}
+		return
+	}
 	sallyport := flag.String("sallyport", "bin/sallyport", "the `program` to measure")
 	rounds := flag.Int("rounds", 5, "how often each way is measured")
 	seconds := flag.Int("seconds", 3, "how long one measurement takes")
@@ -58,6 +64,14 @@ type bench struct {
 func run(sallyport string, rounds, seconds int, mode, only, profile string) (err error) {
 	if os.Getuid() != 0 {
 		return errors.New("run as root: it loads eBPF programs")
+	}
+	if strings.Contains("connect", only) {
+		if err := connectCost(max(rounds, 11)); err != nil { // they are short
+			return err
+		}
+		if only != "" {
+			return nil
+		}
 	}
 	dir, err := os.MkdirTemp("", "sallyport-bench-")
 	if err != nil {
