@@ -25,7 +25,8 @@ static __always_inline const struct route *route_in(__u32 set, const struct endp
 	if (!set)
 		return NULL;
 	const struct route *route = bpf_map_lookup_elem(&routes, &key);
-	if (to->protocol != IPPROTO_UDP || to->port != bpf_htons(DNS_PORT)) {
+	bool best = route && route->bits == 128;
+	if (!best && (to->protocol != IPPROTO_UDP || to->port != bpf_htons(DNS_PORT))) {
 		key.port = 0;
 		const struct route *any = bpf_map_lookup_elem(&routes, &key);
 		if (!route || (any && any->bits > route->bits))
@@ -50,4 +51,13 @@ static __always_inline bool goes_straight(__u64 agent, const struct endpoint *to
 	const struct route *route = route_of(agent, to);
 
 	return route && route->way == WAY_STRAIGHT;
+}
+
+/* To be read before the routes are. Never 0, which is the epoch of no route. */
+static __always_inline __u64 epoch(void)
+{
+	__u32 zero = 0;
+	__u64 *now = bpf_map_lookup_elem(&route_epoch, &zero);
+
+	return now ? *(volatile __u64 *)now + 1 : 0;
 }

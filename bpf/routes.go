@@ -57,12 +57,13 @@ func (h *Hooks) SetRoutes(set uint32, routes []Route) error {
 	}
 	h.mu.Lock()
 	defer h.mu.Unlock()
-	return h.use(func() error {
+	return h.use(func() (err error) {
 		all, err := h.readRoutes()
 		if err != nil {
 			return err
 		}
 		have := all[set]
+		defer func() { err = errors.Join(err, h.nextEpoch()) }()
 		if err := h.changeRoutes(have, want); err != nil {
 			now, readErr := h.readRoutes()
 			if readErr == nil {
@@ -156,8 +157,22 @@ func (h *Hooks) AgentRoutes(id uint64) (set uint32, err error) {
 func (h *Hooks) SetAgentRoutes(id uint64, set uint32) error {
 	h.mu.Lock()
 	defer h.mu.Unlock()
-	if err := h.use(func() error { return h.maps.Agents.Update(id, set, ebpf.UpdateExist) }); err != nil {
+	if err := h.use(func() error {
+		return errors.Join(h.maps.Agents.Update(id, set, ebpf.UpdateExist), h.nextEpoch())
+	}); err != nil {
 		return fmt.Errorf("bpf: routes of agent %d: %w", id, err)
+	}
+	return nil
+}
+
+// nextEpoch has every connection that went straight looked at again. Call it with mu held, after the change.
+func (h *Hooks) nextEpoch() error {
+	var epoch uint64
+	if err := h.maps.RouteEpoch.Lookup(uint32(0), &epoch); err != nil {
+		return fmt.Errorf("bpf: epoch of routes: %w", err)
+	}
+	if err := h.maps.RouteEpoch.Put(uint32(0), epoch+1); err != nil {
+		return fmt.Errorf("bpf: epoch of routes: %w", err)
 	}
 	return nil
 }
