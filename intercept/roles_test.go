@@ -30,6 +30,7 @@ var roles = map[string]func(args []string) error{
 	"daemon":  beDaemon,
 	"pod":     bePod,
 	"loner":   loner,
+	"load":    beLoad,
 
 	"uncgrouped": uncgrouped,
 }
