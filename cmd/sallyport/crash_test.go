@@ -249,10 +249,14 @@ func TestAQuietConnectionCostsLittleMemory(t *testing.T) {
 		t.Fatalf("%q, %v, %s", line, err, stderr.String())
 	}
 	after := heap()
+	descriptors, err := os.ReadDir(fmt.Sprintf("/proc/%d/fd", s.daemon.Process.Pid))
+	if err != nil {
+		t.Fatal(err)
+	}
 	stdin.Close()
 	c.Wait()
 	each := (after - before) / connections
-	t.Logf("%d bytes of heap a quiet connection, with %d open", each, connections)
+	t.Logf("%d bytes of heap a quiet connection, with %d open, and %.1f descriptors", each, connections, float64(len(descriptors))/connections)
 	if each > limit {
 		t.Errorf("%d bytes of heap a quiet connection; the limit is %d", each, limit)
 	}
