@@ -1,9 +1,11 @@
 package intercept
 
 import (
+	"bufio"
 	"bytes"
 	"context"
 	"fmt"
+	"io"
 	"net"
 	"net/netip"
 	"os"
@@ -219,6 +221,10 @@ func TestRealClientsAskByUDPAndTCP(t *testing.T) {
 			}
 		}
 	}
+	resolvConf(t, "nameserver 192.0.2.53\noptions use-vc timeout:2 attempts:1\n") // TCP only
+	if got := agentRuns(t, cgroup, "getent", "hosts", "x.db.example.com", "orders.internal"); !strings.Contains(got, "198.51.100.1 ") || !strings.Contains(got, "192.0.2.10 ") {
+		t.Errorf("getent by TCP: %q", got)
+	}
 	if got := run(t, cgroup, "lookup", "x.db.example.com", "nothing.example"); got != "198.51.100.1\nnot found" {
 		t.Errorf("Go: %q", got)
 	}
@@ -235,5 +241,156 @@ func TestRealClientsAskByUDPAndTCP(t *testing.T) {
 	}
 	if got := run(t, other, "call", "198.51.100.1:5432"); strings.Contains(got, "wild") {
 		t.Errorf("another agent, which was told nothing, connected to %q", got)
+	}
+}
+
+func TestAStreamOfQueriesIsBounded(t *testing.T) {
+	b := &book{names: map[string][]string{"orders.internal": {"192.0.2.10"}}}
+	r := router(t, b, nil, TargetMatch{Name: "orders", Patterns: []string{"orders.internal:5432"}})
+	names := resolver.New(r, resolver.Options{Record: (&asked{}).record, ResolvConf: "/dev/null"})
+	good, err := new(dns.Msg).SetQuestion("orders.internal.", dns.TypeA).Pack()
+	if err != nil {
+		t.Fatal(err)
+	}
+	framed := func(b []byte) []byte { return append([]byte{byte(len(b) >> 8), byte(len(b))}, b...) }
+	i := &Interceptor{}
+	talk := func(send []byte, hangUp bool) (replies int, took time.Duration) {
+		l, err := net.Listen("tcp", "127.0.0.1:0")
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer l.Close()
+		client, err := net.Dial("tcp", l.Addr().String())
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer client.Close()
+		server, err := l.Accept()
+		if err != nil {
+			t.Fatal(err)
+		}
+		begin := time.Now()
+		ended := make(chan struct{})
+		go func() {
+			defer close(ended)
+			defer server.Close()
+			i.AnswerNames(t.Context(), &Connection{TCPConn: server.(*net.TCPConn), Agent: "tester", Run: "run"}, names)
+		}()
+		go func() {
+			client.Write(send)
+			if hangUp {
+				client.(*net.TCPConn).CloseWrite()
+			}
+		}()
+		for {
+			var length [2]byte
+			if _, err := io.ReadFull(client, length[:]); err != nil {
+				break
+			}
+			if _, err := io.CopyN(io.Discard, client, int64(length[0])<<8|int64(length[1])); err != nil {
+				break
+			}
+			replies++
+		}
+		<-ended
+		return replies, time.Since(begin)
+	}
+	for _, c := range []struct {
+		what   string
+		send   []byte
+		hangUp bool
+		want   int
+	}{
+		{"several", bytes.Repeat(framed(good), 3), true, 3},
+		{"too many", bytes.Repeat(framed(good), maxQueries+50), false, maxQueries},
+		{"nothing", nil, true, 0},
+		{"half a length", []byte{0}, true, 0},
+		{"half a query", framed(good)[:10], true, 0},
+		{"too long", append(framed(make([]byte, resolver.MaxQuery+1)), framed(good)...), false, 0},
+		{"an answer", framed(append([]byte{0, 1, 0x80}, good[3:]...)), false, 0},
+		{"empty", append([]byte{0, 0}, framed(good)...), false, 0},
+	} {
+		if replies, took := talk(c.send, c.hangUp); replies != c.want || took > nameIdle/2 {
+			t.Errorf("%s: %d replies in %v, want %d", c.what, replies, took, c.want)
+		}
+	}
+	if _, took := talk([]byte{0, 40, 1}, false); took < nameIdle-time.Second || took > 2*nameIdle {
+		t.Errorf("a client that says nothing more was kept for %v", took)
+	}
+	for range maxNameStreams {
+		i.streams.enter("run")
+	}
+	if replies, _ := talk(framed(good), false); replies != 0 {
+		t.Error("there is no end of connections")
+	}
+	if !i.streams.enter("other") {
+		t.Error("another run gets none")
+	}
+}
+
+// flood is an agent that asks as fast as it can, for one name or for ever new ones, and takes no answer.
+func flood(args []string) error {
+	c, err := net.Dial("udp", "192.0.2.53:53")
+	if err != nil {
+		return err
+	}
+	fmt.Println("ready")
+	go func() { io.Copy(io.Discard, os.Stdin); os.Exit(0) }()
+	for n := 0; ; n++ {
+		packet, err := new(dns.Msg).SetQuestion(fmt.Sprintf(args[0], n), dns.TypeA).Pack()
+		if err != nil {
+			return err
+		}
+		c.Write(packet)
+	}
+}
+
+func TestOneAgentsFloodDoesNotStarveAnother(t *testing.T) {
+	resolvConf(t, "nameserver 192.0.2.53\noptions timeout:1 attempts:2\n")
+	b := &book{names: map[string][]string{"orders.internal": {"192.0.2.10"}}}
+	r := router(t, b, nil, TargetMatch{Name: "orders", Patterns: []string{"orders.internal:5432"}}, TargetMatch{Name: "wild", Patterns: []string{"*.db.example.com:5432"}})
+	i := open(t, options(t))
+	names, a := serveNames(t, i, r, resolver.Policy{Limits: roomy, Upstream: []netip.AddrPort{upstream(t)}})
+	for _, name := range []string{"n%d.db.example.com.", "x%d.refused.example."} {
+		dir := labCgroup(t, "flooding-"+name[:1])
+		if _, err := i.AddAgent("flooding-"+name[:1], dir); err != nil {
+			t.Fatal(err)
+		}
+		c := helper("flood", name)
+		stdin, err := c.StdinPipe()
+		if err != nil {
+			t.Fatal(err)
+		}
+		stdout, err := c.StdoutPipe()
+		if err != nil {
+			t.Fatal(err)
+		}
+		start(t, dir, c)
+		defer c.Wait()
+		defer stdin.Close()
+		if line, err := bufio.NewReader(stdout).ReadString('\n'); err != nil || line != "ready\n" {
+			t.Fatalf("%q, %v", line, err)
+		}
+	}
+	quiet := labCgroup(t, "quiet")
+	if _, err := i.AddAgent("quiet", quiet); err != nil {
+		t.Fatal(err)
+	}
+	var wanted []string
+	for range 20 {
+		wanted = append(wanted, "orders.internal", "x.db.example.com")
+	}
+	begin := time.Now()
+	got := run(t, quiet, "lookup", wanted...)
+	took := time.Since(begin)
+	if n := strings.Count(got, "192.0.2.10") + strings.Count(got, "198.51.100.1"); n != len(wanted) {
+		t.Errorf("%d of %d answered:\n%s", n, len(wanted), got)
+	}
+	t.Logf("%d lookups beside two floods took %v", len(wanted), took)
+	stop, cancel := context.WithCancel(t.Context())
+	cancel()
+	names.Run(stop) // writes what was counted
+	if e, ok := a.find("", "deny"); !ok || e.Repeats == 0 {
+		t.Errorf("the flood is not on record: %+v", e)
 	}
 }

@@ -26,6 +26,7 @@ var roles = map[string]func(args []string) error{
 	"hold":    hold,
 	"oneshot": oneshot,
 	"lookup":  lookup,
+	"flood":   flood,
 	"joiner":  joiner,
 	"daemon":  beDaemon,
 	"pod":     bePod,

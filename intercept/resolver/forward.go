@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"net"
 	"net/netip"
+	"slices"
 	"strings"
 	"time"
 
@@ -25,55 +26,72 @@ const (
 	maxTTL = 24 * 60 * 60
 )
 
-// forward asks upstream, looks at what it says, binds and records it, and only then hands it on.
+// forward asks upstream and looks at what it says.
 func (r *Resolver) forward(ctx context.Context, run *run, who Asker, q *query, v ruling) []byte {
 	ctx, cancel := context.WithTimeout(ctx, forwardTimeout)
 	defer cancel()
 	code, records, err := r.follow(ctx, q.name, q.asked.Qtype)
-	event := Event{Kind: EventAnswered, Name: q.name, Type: q.typeName(), Verdict: allow, Rule: v.rule}
+	now := time.Now()
 	if err != nil {
 		r.log.Warn("a name could not be looked up", "name", q.name, "type", q.typeName(), "error", err)
-		event.Outcome, event.Why = dns.RcodeToString[dns.RcodeServerFailure], err.Error()
-		if err := r.journal.answered(run, who, event, time.Now()); err != nil {
+		event := Event{
+			Kind: EventAnswered, Name: q.name, Type: q.typeName(), Verdict: allow, Rule: v.rule,
+			Outcome: dns.RcodeToString[dns.RcodeServerFailure], Why: err.Error(),
+		}
+		if err := r.journal.answered(run, who, event, now); err != nil && !errors.Is(err, errTooManyLines) {
 			r.log.Error("an answer is not on record", "name", q.name, "error", err)
 		}
 		return q.refusal(dns.RcodeServerFailure, dns.ExtendedErrorCodeNetworkError, "no server for this name answered")
 	}
-	ttl := uint32(maxTTL)
+	a := r.look(code, records, v.private, now)
 	free := 0
-	m := q.reply(code)
-	for _, record := range records {
-		addr, isAddr := address(record)
-		if isAddr {
-			switch zone := r.host.Zone(addr); {
-			case zone == Never, zone == Private && !v.private:
-				event.Filtered = append(event.Filtered, addr)
-				continue
-			}
-			event.Addresses = append(event.Addresses, addr)
-		}
+	for _, record := range a.records {
 		free += freeForm(record)
-		h := record.Header()
-		ttl = min(ttl, h.Ttl)
-		if strings.EqualFold(h.Name, q.asked.Name) {
-			h.Name = q.asked.Name
-		}
-		m.Answer = append(m.Answer, record)
 	}
-	for _, record := range m.Answer {
-		record.Header().Ttl = ttl
-	}
-	now := time.Now()
 	if l := run.answer(q.name, free, &r.policy.Load().Limits, now); l != nil {
 		return r.limited(run, who, q, l, now)
 	}
-	if len(m.Answer) > 0 {
-		event.TTL = ttl
+	run.answers.put(q.name, q.asked.Qtype, a, now)
+	return r.give(run, who, q, v, a, now)
+}
+
+// look takes out the addresses that a name of the outside may not lead to.
+func (r *Resolver) look(code int, records []dns.RR, private bool, now time.Time) *answer {
+	a := &answer{code: code, ttl: maxTTL}
+	for _, record := range records {
+		if addr, ok := address(record); ok {
+			if zone := r.host.Zone(addr); zone == Never || zone == Private && !private {
+				a.filtered = append(a.filtered, addr)
+				continue
+			}
+			a.given = append(a.given, addr)
+		}
+		h := record.Header()
+		h.Name = strings.ToLower(h.Name)
+		a.ttl = min(a.ttl, h.Ttl)
+		a.records = append(a.records, record)
 	}
-	event.Outcome = dns.RcodeToString[code]
-	if event.Filtered != nil {
+	if a.given == nil && a.filtered != nil {
+		// Not even the aliases. The name exists, so it is not said not to: an answer about IPv6 must not hide the address of IPv4.
+		a.records = nil
+	}
+	if len(a.records) == 0 {
+		a.ttl = 0
+	}
+	a.until = now.Add(time.Duration(a.ttl) * time.Second)
+	return a
+}
+
+// give records an answer, binds it, and only then hands it on.
+func (r *Resolver) give(run *run, who Asker, q *query, v ruling, a *answer, now time.Time) []byte {
+	ttl := a.left(now)
+	event := Event{
+		Kind: EventAnswered, Name: q.name, Type: q.typeName(), Verdict: allow, Rule: v.rule, Outcome: dns.RcodeToString[a.code],
+		Addresses: slices.Clone(a.given), Filtered: slices.Clone(a.filtered), TTL: ttl,
+	}
+	if a.filtered != nil {
 		event.Why = "addresses inside were held back: a name that others answer for does not lead there"
-		if event.Addresses == nil {
+		if a.given == nil {
 			event.Verdict = deny
 		}
 	}
@@ -84,14 +102,21 @@ func (r *Resolver) forward(ctx context.Context, run *run, who Asker, q *query, v
 		r.log.Error("an answer is not given because it could not be recorded", "name", q.name, "error", err)
 		return q.fail(dns.RcodeServerFailure)
 	}
-	if event.Addresses != nil {
-		r.targets.Bind(who.Run, q.name, event.Addresses, time.Duration(ttl)*time.Second)
-	} else if event.Filtered != nil {
-		// The name exists, so it is not said not to: an answer about IPv6 must not hide the address of IPv4.
-		m.Answer = nil
-		if opt := m.IsEdns0(); opt != nil {
-			opt.Option = append(opt.Option, &dns.EDNS0_EDE{InfoCode: dns.ExtendedErrorCodeBlocked, ExtraText: "sallyport: " + event.Why})
+	if a.given != nil {
+		r.targets.Bind(who.Run, q.name, a.given, time.Duration(ttl)*time.Second)
+	}
+	m := q.reply(a.code)
+	for _, record := range a.records {
+		record = dns.Copy(record)
+		h := record.Header()
+		h.Ttl = ttl
+		if h.Name == dns.Fqdn(q.name) {
+			h.Name = q.asked.Name
 		}
+		m.Answer = append(m.Answer, record)
+	}
+	if opt := m.IsEdns0(); opt != nil && event.Verdict == deny {
+		opt.Option = append(opt.Option, &dns.EDNS0_EDE{InfoCode: dns.ExtendedErrorCodeBlocked, ExtraText: "sallyport: " + event.Why})
 	}
 	return q.pack(m)
 }
@@ -123,34 +148,36 @@ func freeForm(record dns.RR) int {
 // taken from an answer; whatever else is in it, nobody asked for.
 func (r *Resolver) follow(ctx context.Context, name string, kind uint16) (code int, records []dns.RR, err error) {
 	at := dns.Fqdn(name)
-	aliases := 0
 	for {
 		answer, err := r.ask(ctx, at, kind)
 		if err != nil {
 			return 0, nil, err
 		}
-		started := at
-		for {
-			found, alias := recordsAt(answer.Answer, at, kind)
-			if len(found) > 0 {
-				records = append(records, found...)
-				if len(records) > maxRecords {
-					records = records[:maxRecords]
-				}
-				return answer.Rcode, records, nil
-			}
-			if alias == nil || kind == dns.TypeCNAME {
-				break
-			}
-			if aliases++; aliases > maxChain {
-				return 0, nil, fmt.Errorf("resolver: %s leads through more than %d aliases", name, maxChain)
-			}
-			records = append(records, alias)
-			at = strings.ToLower(alias.Target)
+		found, next, done := walk(answer.Answer, at, kind, maxChain-len(records))
+		records = append(records, found...)
+		switch {
+		case done, next == at, answer.Rcode != dns.RcodeSuccess: // without done there is no such record, or no such name
+			return answer.Rcode, records[:min(len(records), maxRecords)], nil
+		case len(records) > maxChain:
+			return 0, nil, fmt.Errorf("resolver: %s leads through more than %d aliases", name, maxChain)
 		}
-		if at == started || answer.Rcode != dns.RcodeSuccess {
-			return answer.Rcode, records, nil // there is no such record, or no such name
+		at = next
+	}
+}
+
+// walk follows the aliases that are in one answer, at most one more than so many, and returns them with what stands at
+// their end; done is false if that is not in the answer.
+func walk(all []dns.RR, at string, kind uint16, most int) (records []dns.RR, end string, done bool) {
+	for {
+		found, alias := recordsAt(all, at, kind)
+		if len(found) > 0 {
+			return append(records, found...), at, true
 		}
+		if alias == nil || kind == dns.TypeCNAME || len(records) > most {
+			return records, at, false
+		}
+		records = append(records, alias)
+		at = strings.ToLower(alias.Target)
 	}
 }
 
@@ -248,7 +275,7 @@ func exchange(ctx context.Context, server, name string, kind uint16) (*dns.Msg, 
 		if network == "udp" && answer.Truncated && answer.Id == m.Id {
 			continue
 		}
-		if !answers(answer, m) {
+		if !isReply(answer, m) {
 			return nil, errors.New("it answered another question")
 		}
 		return answer, nil
@@ -256,7 +283,7 @@ func exchange(ctx context.Context, server, name string, kind uint16) (*dns.Msg, 
 	return nil, errors.New("the answer was cut")
 }
 
-func answers(a, m *dns.Msg) bool {
+func isReply(a, m *dns.Msg) bool {
 	return a.Response && a.Id == m.Id && a.Opcode == dns.OpcodeQuery && !a.Truncated && len(a.Question) == 1 &&
 		strings.EqualFold(a.Question[0].Name, m.Question[0].Name) &&
 		a.Question[0].Qtype == m.Question[0].Qtype && a.Question[0].Qclass == m.Question[0].Qclass

@@ -87,11 +87,19 @@ func (j *journal) answered(r *run, who Asker, e Event, now time.Time) error {
 	return nil
 }
 
-// count is for what has no line of its own from the first on.
-func (j *journal) count(r *run, who Asker, e Event, now time.Time) {
-	r.mu.Lock()
+// repeats counts an event that repeats one within its window, if that can be told without waiting for what is just being
+// written about the run.
+func (j *journal) repeats(r *run, e Event, now time.Time) bool {
+	if !r.mu.TryLock() {
+		return false
+	}
 	defer r.mu.Unlock()
-	j.other(r, who, e, now)
+	c, ok := r.lines.entries[key{e.Name, e.Type, e.Verdict, e.Rule}]
+	if !ok || !now.Before(c.until) || !slices.Equal(c.event.Addresses, e.Addresses) {
+		return false
+	}
+	c.repeats++
+	return true
 }
 
 func (j *journal) put(e Event) error {
@@ -105,7 +113,7 @@ func (j *journal) put(e Event) error {
 func (j *journal) write(r *run, who Asker, e Event, now time.Time, window time.Duration) error {
 	k := key{e.Name, e.Type, e.Verdict, e.Rule}
 	c, again := r.lines.entries[k]
-	if again && now.Before(c.until) {
+	if again && now.Before(c.until) && slices.Equal(c.event.Addresses, e.Addresses) {
 		c.repeats++
 		return nil
 	}
@@ -152,7 +160,6 @@ func (j *journal) close(c *counted) error {
 		return nil
 	}
 	e := c.event
-	e.Addresses, e.TTL = nil, 0 // theirs may have been others
 	e.Repeats, e.Since = c.repeats, &c.since
 	if err := j.put(e); err != nil {
 		return err
@@ -166,6 +173,15 @@ func (j *journal) flush(r *run, now time.Time, all bool) error {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	var failed error
+	if n := r.unread.Swap(0); n > 0 {
+		e := Event{Kind: EventAsked, Verdict: deny, Rule: "limit at-once", Why: "more queries than are read of one agent at a time", Repeats: int(n)}
+		if who := r.last.Load(); who != nil {
+			e.Agent, e.Run, e.Process = who.Agent, who.Run, who.Process()
+		}
+		if failed = j.put(e); failed != nil {
+			r.unread.Add(n)
+		}
+	}
 	for k, c := range r.lines.entries {
 		if !all && now.Before(c.until) {
 			continue

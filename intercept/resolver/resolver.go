@@ -1,6 +1,6 @@
 // Package resolver answers agents' name queries: the names of targets from memory, other names only where the policy says
-// so, and then by asking upstream itself with nothing of the agent's but the name, the type and the class. It is no cache,
-// validates no DNSSEC, and never hands out an address inside of the network to a name that somebody outside answers for,
+// so, and then by asking upstream itself with nothing of the agent's but the name, the type and the class. It validates no
+// DNSSEC, keeps answers for one run and not for others, and never hands out an address inside of the network to a name that somebody outside answers for,
 // unless a target says so.
 package resolver
 
@@ -119,8 +119,15 @@ func New(targets Targets, o Options) *Resolver {
 	return r
 }
 
-// Use puts a policy in force for queries from now on.
-func (r *Resolver) Use(p Policy) { r.policy.Store(&p) }
+// Use puts a policy in force for queries from now on. Targets that changed are in force already.
+func (r *Resolver) Use(p Policy) {
+	r.policy.Store(&p)
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	for _, run := range r.runs {
+		run.answers.forget() // what was given by the old one
+	}
+}
 
 // Run writes what was counted and forgets what is over, until ctx ends; then it writes all that is left.
 func (r *Resolver) Run(ctx context.Context) {
@@ -156,6 +163,7 @@ func (r *Resolver) sweep(now time.Time, all bool) {
 	}
 	r.mu.Unlock()
 	for _, run := range runs {
+		run.answers.sweep(now)
 		if err := r.journal.flush(run, now, all); err != nil {
 			r.log.Error("name queries are not on record", "error", err)
 		}
@@ -174,67 +182,158 @@ func (r *Resolver) run(name string, now time.Time) *run {
 	return found
 }
 
-// Begin takes a query in wire form and returns the reply, or else a function that asks upstream and then returns it. Both
-// are nil if there is to be no reply. What comes from memory takes some microseconds. A query by UDP gets a reply that
-// fits the size that it asked for, or 512 bytes.
+// Begin takes a query in wire form and returns the reply, or else a function that returns it and may take its time: it asks
+// upstream, or waits until the query is on record. Both are nil if there is to be no reply. Begin itself never waits, and
+// takes some microseconds. A query by UDP gets a reply that fits the size that it asked for, or 512 bytes.
 func (r *Resolver) Begin(who Asker, packet []byte, udp bool) (reply []byte, later func(context.Context) []byte) {
 	now := time.Now()
 	run := r.run(who.Run, now)
+	if run.last.Load() == nil {
+		run.last.Store(&who)
+	}
 	if !run.packet(now) {
-		r.journal.count(run, who, Event{Verdict: deny, Rule: "flood", Why: "more queries a second than the resolver reads of one agent"}, now)
 		return nil, nil
 	}
 	q, ok := parse(packet, udp)
 	if !ok {
 		return nil, nil
 	}
-	if q.bad != 0 {
-		if err := r.refuse(run, who, q, now); err != nil {
-			return q.fail(dns.RcodeServerFailure), nil
-		}
-		return q.refusal(q.bad, dns.ExtendedErrorCodeNotSupported, q.why), nil
-	}
-	if name, addrs, ok := r.exact(q.name); ok {
-		return r.fromMemory(run, who, q, name, addrs, now), nil
-	}
 	v := r.decide(q)
-	if v.verdict != allow {
-		q.rule, q.why = v.rule, v.why
-		if err := r.refuse(run, who, q, now); err != nil {
-			return q.fail(dns.RcodeServerFailure), nil
+	if v.verdict == deny || v.memory != "" {
+		if r.journal.repeats(run, v.event(q), now) {
+			return v.reply(q), nil
 		}
-		return q.refusal(dns.RcodeNameError, dns.ExtendedErrorCodeProhibited, v.why), nil
-	}
-	limits := &r.policy.Load().Limits
-	if l := run.admit(q.name, limits, now); l != nil {
-		return r.limited(run, who, q, l, now), nil
 	}
 	release, ok := r.slots.take(who.Run)
 	if !ok {
-		return r.limited(run, who, q, &limit{rule: "at-once", why: "too many names are being looked up for this agent at once"}, now), nil
-	}
-	event := Event{Kind: EventAsked, Name: q.name, Type: q.typeName(), Verdict: allow, Rule: v.rule}
-	if err := r.journal.asked(run, who, event, now); err != nil {
-		release()
-		if errors.Is(err, errTooManyLines) {
-			return r.limited(run, who, q, tooManyNames, now), nil
-		}
-		r.log.Error("a name is not looked up because it could not be recorded", "name", q.name, "error", err)
+		run.unread.Add(1)
 		return q.fail(dns.RcodeServerFailure), nil
 	}
 	return nil, func(ctx context.Context) []byte {
 		defer release()
-		return r.forward(ctx, run, who, q, v)
+		run.last.Store(&who)
+		if v.verdict == allow && v.memory == "" {
+			return r.lookUp(ctx, run, who, q, v)
+		}
+		if err := r.journal.note(run, who, v.event(q), time.Now(), time.Minute); err != nil {
+			r.log.Error("a name query is not answered because it could not be recorded", "name", q.shown(), "error", err)
+			return q.fail(dns.RcodeServerFailure)
+		}
+		return v.reply(q)
 	}
+}
+
+// lookUp answers a name that may be forwarded, unless a limit says no.
+func (r *Resolver) lookUp(ctx context.Context, run *run, who Asker, q *query, v ruling) []byte {
+	now := time.Now()
+	known, ok := run.answers.get(q.name, q.asked.Qtype, now)
+	if !ok {
+		if l := run.admit(q.name, &r.policy.Load().Limits, now); l != nil {
+			return r.limited(run, who, q, l, now)
+		}
+	}
+	switch err := r.journal.asked(run, who, v.event(q), now); {
+	case errors.Is(err, errTooManyLines):
+		return r.limited(run, who, q, tooManyNames, now)
+	case err != nil:
+		r.log.Error("a name is not looked up because it could not be recorded", "name", q.name, "error", err)
+		return q.fail(dns.RcodeServerFailure)
+	}
+	if ok {
+		return r.give(run, who, q, v, known, now)
+	}
+	return r.forward(ctx, run, who, q, v)
 }
 
 var tooManyNames = &limit{rule: "record", why: "too many different names, or answers, to record one by one"}
 
+// A ruling is what becomes of a query.
+type ruling struct {
+	verdict   string
+	rule, why string
+	private   bool         // a target that covers the name may be on a private address
+	memory    string       // name of the target that it is answered with from memory, or ""
+	addrs     []netip.Addr // of that one
+	code      int          // of a refusal
+	extended  uint16
+}
+
+// decide does not wait.
+func (r *Resolver) decide(q *query) ruling {
+	no := func(rule, why string) ruling {
+		return ruling{verdict: deny, rule: rule, why: why, code: dns.RcodeNameError, extended: dns.ExtendedErrorCodeProhibited}
+	}
+	if q.bad != 0 {
+		return ruling{verdict: deny, rule: q.rule, why: q.why, code: q.bad, extended: dns.ExtendedErrorCodeNotSupported}
+	}
+	if q.name == "" {
+		return no("no host name", "this is no name of a host")
+	}
+	if name, addrs, ok := r.exact(q.name); ok {
+		return ruling{verdict: allow, rule: "target's name " + name, memory: name, addrs: addrs}
+	}
+	if !forwardable(q.asked.Qtype) {
+		return no("type", fmt.Sprintf("records of type %s are not looked up for agents", q.typeName()))
+	}
+	if target, private, ok := r.targets.Covers(q.name); ok {
+		return ruling{verdict: allow, rule: "target " + target, private: private}
+	}
+	p := r.policy.Load()
+	for _, pattern := range p.Allow {
+		if pattern.Matches(q.name) {
+			return ruling{verdict: allow, rule: "dns.allow " + pattern.String()}
+		}
+	}
+	if p.Any {
+		return ruling{verdict: allow, rule: "dns.names any"}
+	}
+	return no("no target", "no target has this name; ask an operator to add one, or to allow the name")
+}
+
+func (v *ruling) event(q *query) Event {
+	e := Event{Kind: EventAsked, Name: q.shown(), Type: q.typeName(), Verdict: v.verdict, Rule: v.rule, Why: v.why}
+	if v.memory != "" {
+		for _, addr := range v.addrs {
+			if ofType(addr, q.asked.Qtype) {
+				e.Addresses, e.TTL = append(e.Addresses, addr), MemoryTTL
+			}
+		}
+	}
+	return e
+}
+
+func ofType(addr netip.Addr, kind uint16) bool {
+	return kind == dns.TypeA && addr.Is4() || kind == dns.TypeAAAA && addr.Is6()
+}
+
+// MemoryTTL is what agents are told of targets' names, in seconds: the router looks them up again as often.
+const MemoryTTL = 30
+
+// reply is that of a refusal, or from memory.
+func (v *ruling) reply(q *query) []byte {
+	if v.verdict == deny {
+		return q.refusal(v.code, v.extended, v.why)
+	}
+	if len(v.addrs) == 0 { // it exists, and cannot be looked up now
+		return q.fail(dns.RcodeServerFailure)
+	}
+	m := q.reply(dns.RcodeSuccess)
+	for _, addr := range v.addrs {
+		if !ofType(addr, q.asked.Qtype) {
+			continue // of other types there is nothing, which is not an error
+		}
+		header := dns.RR_Header{Name: q.asked.Name, Rrtype: q.asked.Qtype, Class: dns.ClassINET, Ttl: MemoryTTL}
+		if addr.Is4() {
+			m.Answer = append(m.Answer, &dns.A{Hdr: header, A: addr.AsSlice()})
+		} else {
+			m.Answer = append(m.Answer, &dns.AAAA{Hdr: header, AAAA: addr.AsSlice()})
+		}
+	}
+	return q.pack(m)
+}
+
 // exact also knows a name with one of the machine's search domains after it, as resolvers try it.
 func (r *Resolver) exact(name string) (found string, addrs []netip.Addr, ok bool) {
-	if name == "" {
-		return "", nil, false
-	}
 	if addrs, ok := r.targets.Addresses(name); ok {
 		return name, addrs, true
 	}
@@ -248,81 +347,15 @@ func (r *Resolver) exact(name string) (found string, addrs []netip.Addr, ok bool
 	return "", nil, false
 }
 
-// MemoryTTL is what agents are told of targets' names: the router looks them up again as often.
-const MemoryTTL = 30
-
-func (r *Resolver) fromMemory(run *run, who Asker, q *query, name string, addrs []netip.Addr, now time.Time) []byte {
-	m := q.reply(dns.RcodeSuccess)
-	var given []netip.Addr
-	for _, addr := range addrs {
-		header := dns.RR_Header{Name: q.asked.Name, Rrtype: q.asked.Qtype, Class: dns.ClassINET, Ttl: MemoryTTL}
-		switch {
-		case q.asked.Qtype == dns.TypeA && addr.Is4():
-			m.Answer = append(m.Answer, &dns.A{Hdr: header, A: addr.AsSlice()})
-		case q.asked.Qtype == dns.TypeAAAA && addr.Is6():
-			m.Answer = append(m.Answer, &dns.AAAA{Hdr: header, AAAA: addr.AsSlice()})
-		default:
-			continue // of other types there is nothing, which is not an error
-		}
-		given = append(given, addr)
-	}
-	if len(addrs) == 0 { // it exists, and cannot be looked up now
-		m = q.reply(dns.RcodeServerFailure)
-	}
-	event := Event{Kind: EventAsked, Name: q.name, Type: q.typeName(), Verdict: allow, Rule: "target's name " + name, Addresses: given, TTL: MemoryTTL}
-	if err := r.journal.note(run, who, event, now, time.Minute); err != nil {
-		r.log.Error("a name is not answered because that could not be recorded", "name", q.name, "error", err)
-		return q.fail(dns.RcodeServerFailure)
-	}
-	return q.pack(m)
-}
-
-// A ruling says whether a name may be forwarded.
-type ruling struct {
-	verdict   string
-	rule, why string
-	private   bool // a target that covers the name may be on a private address
-}
-
-func (r *Resolver) decide(q *query) ruling {
-	p := r.policy.Load()
-	switch {
-	case q.name == "":
-		return ruling{deny, "no host name", "this is no name of a host", false}
-	case !forwardable(q.asked.Qtype):
-		return ruling{deny, "type", fmt.Sprintf("records of type %s are not looked up for agents", q.typeName()), false}
-	}
-	if target, private, ok := r.targets.Covers(q.name); ok {
-		return ruling{allow, "target " + target, "", private}
-	}
-	for _, pattern := range p.Allow {
-		if pattern.Matches(q.name) {
-			return ruling{allow, "dns.allow " + pattern.String(), "", false}
-		}
-	}
-	if p.Any {
-		return ruling{allow, "dns.names any", "", false}
-	}
-	return ruling{deny, "no target", "no target has this name; ask an operator to add one, or to allow the name", false}
-}
-
-func (r *Resolver) refuse(run *run, who Asker, q *query, now time.Time) error {
-	event := Event{Kind: EventAsked, Name: q.shown(), Type: q.typeName(), Verdict: deny, Rule: q.rule, Why: q.why}
-	err := r.journal.note(run, who, event, now, time.Minute)
-	if err != nil {
-		r.log.Error("a refused name is not on record", "name", q.shown(), "error", err)
-	}
-	return err
-}
-
 // limited answers a query that would have been let through but for a limit.
 func (r *Resolver) limited(run *run, who Asker, q *query, l *limit, now time.Time) []byte {
-	q.rule, q.why = "limit "+l.rule, l.why
-	if err := r.refuse(run, who, q, now); err != nil {
+	v := ruling{verdict: deny, rule: "limit " + l.rule, why: l.why, code: dns.RcodeServerFailure, extended: dns.ExtendedErrorCodeProhibited}
+	if l.forGood {
+		v.code = dns.RcodeNameError
+	}
+	if err := r.journal.note(run, who, v.event(q), now, time.Minute); err != nil {
+		r.log.Error("a refused name is not on record", "name", q.shown(), "error", err)
 		return q.fail(dns.RcodeServerFailure)
 	}
-	if l.forGood {
-		return q.refusal(dns.RcodeNameError, dns.ExtendedErrorCodeProhibited, l.why)
-	}
-	return q.refusal(dns.RcodeServerFailure, dns.ExtendedErrorCodeProhibited, l.why)
+	return v.reply(q)
 }
