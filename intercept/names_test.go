@@ -205,7 +205,7 @@ func TestRealClientsAskByUDPAndTCP(t *testing.T) {
 		{"getent, forwarded", []string{"getent", "hosts", "x.db.example.com"}, []string{"198.51.100.1 "}},
 		{"getent, more than UDP carries", []string{"getent", "hosts", "big.db.example.com"}, []string{"198.51.100.1 ", "198.51.100.60 "}},
 		{"dig", []string{"dig", "+short", "orders.internal"}, []string{"192.0.2.10"}},
-		{"dig by TCP", []string{"dig", "+tcp", "orders.internal", "x.db.example.com", "nothing.example"}, []string{"192.0.2.10", "198.51.100.1", "NXDOMAIN", "no target has this name", "(TCP)"}},
+		{"dig by TCP", []string{"dig", "+tcp", "orders.internal", "x.db.example.com", "nothing.example"}, []string{"192.0.2.10", "198.51.100.1", "NXDOMAIN", "EDE: 18 (Prohibited): (sallyport: no target has this name", "(TCP)"}},
 		{"dig keeps the connection", []string{"dig", "+tcp", "+keepopen", "+short", "orders.internal", "x.db.example.com"}, []string{"192.0.2.10", "198.51.100.1"}},
 		{"dig at some server", []string{"dig", "+short", "@198.51.100.253", "+tcp", "orders.internal"}, []string{"192.0.2.10"}},
 		{"dig falls back to TCP", []string{"dig", "+bufsize=512", "big.db.example.com"}, []string{"Truncated, retrying in TCP mode", "198.51.100.60"}},
@@ -254,7 +254,7 @@ func TestAStreamOfQueriesIsBounded(t *testing.T) {
 	}
 	framed := func(b []byte) []byte { return append([]byte{byte(len(b) >> 8), byte(len(b))}, b...) }
 	i := &Interceptor{}
-	talk := func(send []byte, hangUp bool) (replies int, took time.Duration) {
+	talk := func(send, again []byte, hangUp bool) (replies int, took time.Duration) {
 		l, err := net.Listen("tcp", "127.0.0.1:0")
 		if err != nil {
 			t.Fatal(err)
@@ -274,7 +274,7 @@ func TestAStreamOfQueriesIsBounded(t *testing.T) {
 		go func() {
 			defer close(ended)
 			defer server.Close()
-			i.AnswerNames(t.Context(), &Connection{TCPConn: server.(*net.TCPConn), Agent: "tester", Run: "run"}, names)
+			i.AnswerNames(t.Context(), &Connection{Conn: server, Agent: "tester", Run: "run"}, names)
 		}()
 		go func() {
 			client.Write(send)
@@ -291,36 +291,37 @@ func TestAStreamOfQueriesIsBounded(t *testing.T) {
 				break
 			}
 			replies++
+			client.Write(again) // fails once it is over
 		}
 		<-ended
 		return replies, time.Since(begin)
 	}
 	for _, c := range []struct {
-		what   string
-		send   []byte
-		hangUp bool
-		want   int
+		what        string
+		send, again []byte // at first, and after each reply
+		hangUp      bool
+		want        int
 	}{
-		{"several", bytes.Repeat(framed(good), 3), true, 3},
-		{"too many", bytes.Repeat(framed(good), maxQueries+50), false, maxQueries},
-		{"nothing", nil, true, 0},
-		{"half a length", []byte{0}, true, 0},
-		{"half a query", framed(good)[:10], true, 0},
-		{"too long", append(framed(make([]byte, resolver.MaxQuery+1)), framed(good)...), false, 0},
-		{"an answer", framed(append([]byte{0, 1, 0x80}, good[3:]...)), false, 0},
-		{"empty", append([]byte{0, 0}, framed(good)...), false, 0},
+		{"several at once", bytes.Repeat(framed(good), 3), nil, true, 3},
+		{"too many", framed(good), framed(good), false, maxQueries},
+		{"nothing", nil, nil, true, 0},
+		{"half a length", []byte{0}, nil, true, 0},
+		{"half a query", framed(good)[:10], nil, true, 0},
+		{"too long", append(framed(make([]byte, resolver.MaxQuery+1)), framed(good)...), nil, false, 0},
+		{"an answer", framed(append([]byte{0, 1, 0x80}, good[3:]...)), nil, false, 0},
+		{"empty", append([]byte{0, 0}, framed(good)...), nil, false, 0},
 	} {
-		if replies, took := talk(c.send, c.hangUp); replies != c.want || took > nameIdle/2 {
+		if replies, took := talk(c.send, c.again, c.hangUp); replies != c.want || took > nameIdle/2 {
 			t.Errorf("%s: %d replies in %v, want %d", c.what, replies, took, c.want)
 		}
 	}
-	if _, took := talk([]byte{0, 40, 1}, false); took < nameIdle-time.Second || took > 2*nameIdle {
+	if _, took := talk([]byte{0, 40, 1}, nil, false); took < nameIdle-time.Second || took > 2*nameIdle {
 		t.Errorf("a client that says nothing more was kept for %v", took)
 	}
 	for range maxNameStreams {
 		i.streams.enter("run")
 	}
-	if replies, _ := talk(framed(good), false); replies != 0 {
+	if replies, _ := talk(framed(good), nil, false); replies != 0 {
 		t.Error("there is no end of connections")
 	}
 	if !i.streams.enter("other") {

@@ -79,6 +79,12 @@ func (z *zone) set(name string, records ...string) {
 	z.records[name] = records
 }
 
+func (z *zone) answer(handle func(w dns.ResponseWriter, m *dns.Msg) bool) {
+	z.mu.Lock()
+	defer z.mu.Unlock()
+	z.handle = handle
+}
+
 func (z *zone) questions() []*dns.Msg {
 	z.mu.Lock()
 	defer z.mu.Unlock()
@@ -420,13 +426,13 @@ func TestAliasesAreFollowedToTheirEnd(t *testing.T) {
 		t.Errorf("bound %q", l.targets.bound)
 	}
 
-	l.zone.handle = func(w dns.ResponseWriter, m *dns.Msg) bool { // an endless chain
+	l.zone.answer(func(w dns.ResponseWriter, m *dns.Msg) bool { // an endless chain
 		reply := new(dns.Msg).SetReply(m)
 		name := m.Question[0].Name
 		reply.Answer = []dns.RR{&dns.CNAME{Hdr: dns.RR_Header{Name: name, Rrtype: dns.TypeCNAME, Class: dns.ClassINET, Ttl: 1}, Target: "a" + name}}
 		w.WriteMsg(reply)
 		return true
-	}
+	})
 	before := len(l.zone.questions())
 	if got := l.ask("endless.db.example.com", dns.TypeA); got.Rcode != dns.RcodeServerFailure {
 		t.Errorf("endless: %s", got)
@@ -445,26 +451,26 @@ func TestAForgedAnswerIsNotTaken(t *testing.T) {
 		"no question":   func(r *dns.Msg) { r.Question = nil },
 		"a query":       func(r *dns.Msg) { r.Response = false },
 	} {
-		l.zone.handle = func(w dns.ResponseWriter, m *dns.Msg) bool {
+		l.zone.answer(func(w dns.ResponseWriter, m *dns.Msg) bool {
 			reply := new(dns.Msg).SetReply(m)
 			record, _ := dns.NewRR("x.example. 60 IN A 192.0.2.66")
 			reply.Answer = []dns.RR{record}
 			forge(reply)
 			w.WriteMsg(reply)
 			return true
-		}
+		})
 		if got := l.ask("x.example", dns.TypeA); got.Rcode != dns.RcodeServerFailure || len(got.Answer) > 0 {
 			t.Errorf("%s: %s", what, got)
 		}
 	}
-	l.zone.handle = func(w dns.ResponseWriter, m *dns.Msg) bool { // first one with a wrong ID, as by a guess, then the real one
+	l.zone.answer(func(w dns.ResponseWriter, m *dns.Msg) bool { // first one with a wrong ID, as by a guess, then the real one
 		forged := new(dns.Msg).SetReply(m)
 		forged.Id++
 		record, _ := dns.NewRR("x.example. 60 IN A 192.0.2.66")
 		forged.Answer = []dns.RR{record}
 		w.WriteMsg(forged)
 		return false
-	}
+	})
 	l.zone.set("x.example. A", "x.example. 60 IN A 192.0.2.80")
 	if got := l.ask("x.example", dns.TypeA); !slices.Equal(texts(got), []string{"x.example. 60 IN A 192.0.2.80"}) {
 		t.Errorf("after a wrong guess: %s", got)
