@@ -231,7 +231,7 @@ func checkPeerPidfd(*examination) Finding {
 
 // checkDestroy tries on a connection of its own whether the kernel ends sockets on request.
 func checkDestroy(*examination) Finding {
-	const mend = "a kernel with CONFIG_INET_DIAG_DESTROY: without, connections from before an agent was governed go on"
+	const mend = "a kernel with CONFIG_INET_DIAG_DESTROY: without, a connection from before an agent was governed cannot be ended while a thread waits in it (before Linux 6.7)"
 	l, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
 		return Finding{State: Weak, Found: err.Error(), Mend: mend}
