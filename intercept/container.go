@@ -65,8 +65,14 @@ const (
 
 // container also returns what the engine knows of the container's pod; its UID is "" if that is nothing.
 func (e *engines) container(cgroupPath string) (protocols.Container, protocols.Pod, bool) {
+	c, pod, _, ok := e.find(cgroupPath)
+	return c, pod, ok
+}
+
+// find also returns the container's root directory on the host, or "".
+func (e *engines) find(cgroupPath string) (_ protocols.Container, _ protocols.Pod, root string, ok bool) {
 	if len(cgroupPath) > maxCgroupPath || !strings.HasPrefix(cgroupPath, "/") || path.Clean(cgroupPath) != cgroupPath {
-		return protocols.Container{}, protocols.Pod{}, false
+		return protocols.Container{}, protocols.Pod{}, "", false
 	}
 	parts := strings.Split(cgroupPath[1:], "/")
 	for i, part := range parts {
@@ -88,12 +94,12 @@ func (e *engines) container(cgroupPath string) (protocols.Container, protocols.P
 		}
 		c := protocols.Container{Runtime: runtime, ID: id}
 		if s == nil {
-			return c, protocols.Pod{}, true
+			return c, protocols.Pod{}, "", true
 		}
 		c.Runtime = s.engine()
-		return e.describe(c, s), s.pod(), true
+		return e.describe(c, s), s.pod(), s.rootfs, true
 	}
-	return protocols.Container{}, protocols.Pod{}, false
+	return protocols.Container{}, protocols.Pod{}, "", false
 }
 
 // A runtimeState is what runc or crun wrote down of a container.

@@ -21,6 +21,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"sallyport/bpf"
+	"sallyport/protocols"
 )
 
 // Options say where an Interceptor listens and keeps things. Port, Pins and State are required.
@@ -44,6 +45,11 @@ type Options struct {
 	// Inherited are sockets of an earlier daemon, from its Interceptor.Sockets, in any order. Those that fit are used
 	// instead of new ones; the others are closed.
 	Inherited []*os.File
+
+	// Pods names the pods of agents; nil names none.
+	Pods *Pods
+	// Hashed is told of a program's hash that was not ready when its process connected. May be nil.
+	Hashed func(protocols.Process)
 
 	Log hclog.Logger // nil logs nothing
 	// Refused is told of each connection that was reset before anybody handled it. May be nil.
@@ -121,6 +127,7 @@ func Open(o Options) (_ *Interceptor, err error) {
 	}
 	i.people = newPeople(i.cgroups)
 	i.keeping = newCache[uint64, keeping](1024, nil)
+	i.people.pods, i.people.hashed = o.Pods, o.Hashed
 	i.confined = newCache[life, struct{}](4096, nil)
 	if err := os.MkdirAll(o.State, 0o700); err != nil {
 		return nil, err

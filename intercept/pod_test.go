@@ -34,6 +34,11 @@ func podServer(t testing.TB, source string, handler http.HandlerFunc) PodOptions
 	return o
 }
 
+// podsAre answers every question with one list.
+func podsAre(list string) http.HandlerFunc {
+	return func(w http.ResponseWriter, r *http.Request) { fmt.Fprint(w, list) }
+}
+
 func newPods(t testing.TB, o PodOptions) *Pods {
 	t.Helper()
 	p, err := NewPods(o)

@@ -7,6 +7,8 @@ import (
 	"os"
 	"strconv"
 	"strings"
+	"sync"
+	"sync/atomic"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -16,11 +18,17 @@ import (
 )
 
 // people tells who a record's process is, beyond what the kernel took down in the moment of the call: the names of its
-// user and cgroup, its parent, and whether it is still there. Methods are safe for concurrent use.
+// user and cgroup, its program's hash, its ancestors, its unit, container and pod, and whether it is still there. Methods
+// are safe for concurrent use.
 type people struct {
-	cgroups *hierarchy
-	known   *cache[life, *person]
-	users   *cache[uint32, login]
+	cgroups  *hierarchy
+	engines  *engines
+	pods     *Pods
+	programs *programs
+	hashed   func(protocols.Process) // told of a hash that came after its connection; may be nil
+	known    *cache[life, *person]
+	users    *cache[uint32, login]
+	places   *cache[uint64, whereabouts] // by cgroup
 }
 
 // A life is one process until the next boot: process ids are used again, but not with the same start.
@@ -34,6 +42,9 @@ type person struct {
 	pidfd      *os.File
 	parentExe  string
 	parentArgs []string
+	ancestors  atomic.Pointer[[]protocols.Ancestor] // as they were when it last had others
+	elsewhere  sync.Once
+	v1         whereabouts // set by elsewhere
 }
 
 type login struct {
@@ -50,16 +61,22 @@ const (
 
 func newPeople(cgroups *hierarchy) *people {
 	return &people{
-		cgroups: cgroups,
-		known:   newCache[life, *person](maxPeople, func(p *person) { p.pidfd.Close() }),
-		users:   newCache[uint32, login](1024, nil),
+		cgroups:  cgroups,
+		engines:  hostEngines(),
+		programs: newPrograms(),
+		known:    newCache[life, *person](maxPeople, func(p *person) { p.pidfd.Close() }),
+		users:    newCache[uint32, login](1024, nil),
+		places:   newCache[uint64, whereabouts](4096, nil),
 	}
 }
 
 func (p *people) close() { p.known.clear() }
 
-// identify never fails: what /proc does not tell, or no longer, stays as the kernel recorded it.
+// identify never fails: what /proc does not tell, or no longer, stays as the kernel recorded it. It waits for the hash of a
+// program that is new, and for a pod's names, a second at most.
 func (p *people) identify(r *bpf.Record) protocols.Process {
+	began := time.Now()
+	program := p.programs.begin(&r.Process) // first of all: the process may be about to end
 	id := protocols.Process{
 		PID:       r.Process.PID,
 		StartTime: r.Process.StartTime,
@@ -70,24 +87,47 @@ func (p *people) identify(r *bpf.Record) protocols.Process {
 		Exe:       r.Process.Exe,
 		Args:      r.Process.Args,
 		ArgsCut:   r.Process.ArgsCut,
+		CWD:       r.Process.CWD,
 		Untrusted: !r.ByTask,
 		RealUser:  p.user(r.Process.UID),
 	}
-	path, err := p.cgroups.path(r.Process.Cgroup)
-	if err != nil {
-		path = fmt.Sprintf("id:%d", r.Process.Cgroup) // it was removed with its last process
+	if r.Process.LoginUID != bpf.NoLogin {
+		login := r.Process.LoginUID
+		id.LoginUID, id.LoginUser = &login, p.user(login)
 	}
-	id.Cgroup = path
 	self := p.meet(&id)
 	if self == nil {
 		id.Gone = true
-		return id
-	}
-	id.ParentExe, id.ParentArgs = self.parentExe, self.parentArgs
-	if id.ArgsCut || !strings.HasPrefix(id.Exe, "/") {
+	} else {
+		id.ParentExe, id.ParentArgs = self.parentExe, self.parentArgs
 		complete(&id)
 	}
+	id.Ancestors = p.ancestors(r, self)
+	at := p.whereabouts(r, self)
+	if id.Cgroup = at.cgroup; id.Cgroup == "" {
+		id.Cgroup = fmt.Sprintf("id:%d", r.Process.Cgroup) // it was removed with its last process
+	}
+	id.Unit, id.Container, id.Pod = at.unit, at.container, p.named(at.pod, at.container.ID)
+	deadline := began.Add(hashWait)
+	if p.program(&id, program, time.Until(deadline)) == errChanged && at.root != "" {
+		// The container's only process may be gone. Its files are not.
+		p.program(&id, p.programs.begin(&r.Process, at.root, "/proc/1/root"+at.root), time.Until(deadline))
+	}
 	return id
+}
+
+// program fills in the hash, or returns why there is none. One that is late is told to hashed.
+func (p *people) program(id *protocols.Process, h *hashing, patience time.Duration) error {
+	late := *id
+	sum, err := h.wait(patience, func(sum string) {
+		if late.ExeSHA256, late.ExeUnhashed = sum, ""; p.hashed != nil {
+			p.hashed(late)
+		}
+	})
+	if id.ExeSHA256, id.ExeUnhashed = sum, ""; err != nil {
+		id.ExeUnhashed = err.Error()
+	}
+	return err
 }
 
 // meet returns nil if the process has ended, or if another one has its number.
@@ -130,11 +170,18 @@ func (p *people) meet(id *protocols.Process) *person {
 // complete reads the rest of what was too long for the kernel's record. It is used only as far as it continues that: the
 // process may have become another program since, or have changed its own words.
 func complete(id *protocols.Process) {
-	if args, cut := cmdline(id.PID); strings.HasPrefix(strings.Join(args, "\x00"), strings.Join(id.Args, "\x00")) && len(id.Args) > 0 {
-		id.Args, id.ArgsCut = args, cut
+	if id.ArgsCut && len(id.Args) > 0 {
+		if args, cut := cmdline(id.PID); strings.HasPrefix(strings.Join(args, "\x00"), strings.Join(id.Args, "\x00")) {
+			id.Args, id.ArgsCut = args, cut
+		}
 	}
-	if exe, err := os.Readlink(proc(id.PID, "exe")); err == nil && id.Exe != "" && strings.HasSuffix(exe, "/"+id.Exe) {
-		id.Exe = exe
+	for file, path := range map[string]*string{"exe": &id.Exe, "cwd": &id.CWD} {
+		if *path == "" || strings.HasPrefix(*path, "/") {
+			continue
+		}
+		if whole, err := os.Readlink(proc(id.PID, file)); err == nil && strings.HasSuffix(whole, "/"+*path) {
+			*path = whole
+		}
 	}
 }
 

@@ -9,6 +9,7 @@ import (
 	"net"
 	"net/netip"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"slices"
 	"strconv"
@@ -32,6 +33,8 @@ var roles = map[string]func(args []string) error{
 	"pod":     bePod,
 	"loner":   loner,
 	"load":    beLoad,
+	"spawn":   spawn,
+	"boxed":   boxed,
 
 	"uncgrouped": uncgrouped,
 }
@@ -101,6 +104,54 @@ func oneshot(args []string) error {
 	}
 	os.Exit(0)
 	return nil
+}
+
+// spawn runs that many oneshots, one after the other.
+func spawn(args []string) error {
+	n, err := strconv.Atoi(args[1])
+	if err != nil {
+		return err
+	}
+	for i := range n {
+		c := exec.Command("/proc/self/exe", args[0], strconv.Itoa(i))
+		c.Args[0] = "short-lived"
+		c.Env = append(os.Environ(), "LAB_ROLE=oneshot")
+		if err := c.Run(); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// boxed makes an overlay of DIR's lower and upper, its root, runs a oneshot there, /bin/agent, and stays.
+func boxed(args []string) error {
+	dir, merged := args[0], filepath.Join(args[0], "merged")
+	options := fmt.Sprintf("lowerdir=%s/lower,upperdir=%s/upper/u,workdir=%s/upper/w", dir, dir, dir)
+	if err := unix.Mount("overlay", merged, "overlay", 0, options); err != nil {
+		return fmt.Errorf("overlay: %w", err)
+	}
+	if err := unix.Mount("/usr", filepath.Join(merged, "usr"), "", unix.MS_BIND, ""); err != nil {
+		return fmt.Errorf("libraries: %w", err)
+	}
+	if err := unix.Chdir(merged); err != nil {
+		return err
+	}
+	// Stacked on one another, as runc does without a directory for the old root: pivot_root(2), NOTES.
+	if err := unix.PivotRoot(".", "."); err != nil {
+		return fmt.Errorf("pivot_root: %w", err)
+	}
+	if err := unix.Unmount(".", unix.MNT_DETACH); err != nil {
+		return err
+	}
+	c := exec.Command("/bin/agent", args[1])
+	c.Dir = "/bin"
+	c.Stdin, c.Stdout, c.Stderr = os.Stdin, os.Stdout, os.Stderr // there is no /dev/null
+	c.Env = append(os.Environ(), "LAB_ROLE=oneshot")
+	if err := c.Run(); err != nil {
+		return err
+	}
+	_, err := io.Copy(io.Discard, os.Stdin)
+	return err
 }
 
 // lookup prints the addresses of each name, as a program without any setting of ours finds them.

@@ -2,6 +2,36 @@ package protocols
 
 import "time"
 
+// Process is who opened a session: the process that called connect, as the kernel saw it in that call. Comm and Args are
+// its own words: show them, but grant nothing by them.
+type Process struct {
+	PID        int           `json:"pid"`
+	StartTime  time.Duration `json:"start_time"` // since boot; with PID it names one process until the next boot
+	UID        uint32        `json:"uid"`
+	GID        uint32        `json:"gid"`
+	PPID       int           `json:"ppid"`
+	Comm       string        `json:"comm"`
+	Exe        string        `json:"exe"`
+	Args       []string      `json:"args"`
+	ArgsCut    bool          `json:"args_cut,omitempty"` // the process has more arguments than the kernel kept
+	Cgroup     string        `json:"cgroup"`             // path below the hierarchy's root
+	Gone       bool          `json:"gone,omitempty"`     // it had exited by the time the connection was accepted
+	Untrusted  bool          `json:"by_socket_only,omitempty"`
+	RealUser   string        `json:"user,omitempty"` // login name of UID, if the host knows one
+	ParentExe  string        `json:"parent_exe,omitempty"`
+	ParentArgs []string      `json:"parent_args,omitempty"`
+
+	ExeSHA256   string     `json:"exe_sha256,omitempty"`   // of the file, in hex
+	ExeUnhashed string     `json:"exe_unhashed,omitempty"` // why there is none; "pending" if it was not ready in time
+	CWD         string     `json:"cwd,omitempty"`          // working directory
+	LoginUID    *uint32    `json:"login_uid,omitempty"`    // who logged in, whatever became of UID since; nil if nobody did
+	LoginUser   string     `json:"login_user,omitempty"`
+	Ancestors   []Ancestor `json:"ancestors,omitempty"` // the parent first, at most eight, up to the first process of the run
+	Unit        Unit       `json:"unit,omitzero"`
+	Container   Container  `json:"container,omitzero"` // zero if it is in none
+	Pod         Pod        `json:"pod,omitzero"`
+}
+
 // An Ancestor is one process above a caller, as it was in the moment of the call. Comm and Args are its own words.
 type Ancestor struct {
 	PID       int           `json:"pid"`

@@ -12,7 +12,6 @@ import (
 	"net"
 	"reflect"
 	"strings"
-	"time"
 )
 
 // A Protocol is one wire protocol that Sallyport can mediate. Each protocol's package exports one, and protocols/all
@@ -261,26 +260,6 @@ type Outcome struct {
 	Rows   int64
 	Bytes  int64 // of the response, as the agent saw it
 	Masked int64 // values hidden
-}
-
-// Process is who opened a session: the process that called connect, as the kernel saw it in that call. Comm and Args are
-// its own words: show them, but grant nothing by them.
-type Process struct {
-	PID        int           `json:"pid"`
-	StartTime  time.Duration `json:"start_time"` // since boot; with PID it names one process until the next boot
-	UID        uint32        `json:"uid"`
-	GID        uint32        `json:"gid"`
-	PPID       int           `json:"ppid"`
-	Comm       string        `json:"comm"`
-	Exe        string        `json:"exe"`
-	Args       []string      `json:"args"`
-	ArgsCut    bool          `json:"args_cut,omitempty"` // the process has more arguments than the kernel kept
-	Cgroup     string        `json:"cgroup"`             // path below the hierarchy's root
-	Gone       bool          `json:"gone,omitempty"`     // it had exited by the time the connection was accepted
-	Untrusted  bool          `json:"by_socket_only,omitempty"`
-	RealUser   string        `json:"user,omitempty"` // login name of UID, if the host knows one
-	ParentExe  string        `json:"parent_exe,omitempty"`
-	ParentArgs []string      `json:"parent_args,omitempty"`
 }
 
 // Upstream is how to reach a session's target.
