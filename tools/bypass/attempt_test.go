@@ -68,6 +68,14 @@ func (s *site) attempt(t *testing.T, way string, m mode) *attempt {
 	return a
 }
 
+// again is a further attempt in the same cgroup, as the same agent.
+func (a *attempt) again(way string) *attempt {
+	a.t.Helper()
+	b := a.site.attempt(a.t, way, a.mode)
+	b.cgroup, b.agent, b.args["cgroup"] = a.cgroup, a.agent, a.cgroup
+	return b
+}
+
 // run makes the attempt, and returns where it arrived. line is called with everything that it prints, at once; it may be nil.
 func (a *attempt) run(line func(string)) (where []string) {
 	a.t.Helper()

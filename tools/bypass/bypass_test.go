@@ -55,7 +55,7 @@ func (s *site) try(t *testing.T, v vector) {
 		case !out && escapes:
 			t.Errorf("%s: it never arrived, though it should (%s). It said: %s", m, why, a.words())
 		}
-		fmt.Fprintf(&story, "    %-9s %-8s %s\n", m, map[bool]string{true: "OUT", false: "inside"}[len(where) > 0], orWords(why, a.words()))
+		fmt.Fprintf(&story, "    %-9s %-8s %s\n", m, verdict(where), orWords(why, a.words()))
 	}
 	fmt.Fprintf(&story, "    stopped by: %s\n", v.stops)
 	if testing.Verbose() {

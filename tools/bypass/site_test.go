@@ -74,13 +74,13 @@ func (s *site) socket() string { return filepath.Join(s.dir, "run", "control.soc
 func (s *site) pins() string   { return filepath.Join(s.dir, "pins") }
 
 // start starts a daemon and returns when it is ready.
-func (s *site) start() {
+func (s *site) start(flags ...string) {
 	s.t.Helper()
 	var err error
 	if s.log, err = os.OpenFile(filepath.Join(s.dir, "log"), os.O_CREATE|os.O_APPEND|os.O_WRONLY, 0o644); err != nil {
 		s.t.Fatal(err)
 	}
-	s.daemon = exec.Command(lab.path("sallyport"), "daemon", "--config", s.config)
+	s.daemon = exec.Command(lab.path("sallyport"), append([]string{"daemon", "--config", s.config}, flags...)...)
 	s.daemon.Env = append(os.Environ(), "BYPASS_PASSWORD=x")
 	s.daemon.Stdout, s.daemon.Stderr = s.log, s.log
 	s.daemon.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}

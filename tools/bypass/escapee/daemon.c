@@ -52,7 +52,7 @@ static void detach(void)
 	union bpf_attr a;
 	int found = 0;
 
-	for (unsigned id = 0;; id++) {
+	for (unsigned id = 0;;) {
 		struct bpf_link_info info = {0};
 		int fd;
 

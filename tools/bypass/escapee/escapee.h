@@ -33,7 +33,7 @@ struct way {
 };
 
 extern const struct way tcp_ways[], udp_ways[], option_ways[], raw_ways[], packet_ways[], uring_ways[], unix_ways[], brought_ways[],
-	process_ways[], cgroup_ways[], daemon_ways[], exec_ways[];
+	process_ways[], cgroup_ways[], daemon_ways[], exec_ways[], hammer_ways[];
 
 /* The value of key=, which must be there. */
 const char *arg(const char *key);

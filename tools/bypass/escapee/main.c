@@ -174,7 +174,7 @@ static void drop(const char *list)
 int main(int argc, char **argv)
 {
 	const struct way *all[] = {tcp_ways, udp_ways, option_ways, raw_ways, packet_ways, uring_ways, unix_ways, brought_ways,
-				   process_ways, cgroup_ways, daemon_ways, exec_ways};
+				   process_ways, cgroup_ways, daemon_ways, exec_ways, hammer_ways};
 
 	setvbuf(stdout, NULL, _IOLBF, 0);
 	if (argc < 2)
