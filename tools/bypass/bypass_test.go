@@ -56,6 +56,9 @@ func (s *site) try(t *testing.T, v vector) {
 			t.Errorf("%s: it never arrived, though it should (%s). It said: %s", m, why, a.words())
 		}
 		fmt.Fprintf(&story, "    %-9s %-8s %s\n", m, verdict(where), orWords(why, a.words()))
+		if told := s.onRecord(t, a, &v); m != free {
+			fmt.Fprintf(&story, "              on record: %s\n", strings.Join(told, ", "))
+		}
 	}
 	fmt.Fprintf(&story, "    stopped by: %s\n", v.stops)
 	if testing.Verbose() {

@@ -150,9 +150,9 @@ func (s *site) govern(t *testing.T, name, cgroup string) {
 
 // An event is a line of the audit log.
 type event struct {
-	Kind  string
-	Agent string
-	line  string
+	Event string // its name in the catalogue
+	Kind  string // of what was refused
+	What  string // in words
 }
 
 // audited returns what is on record about an agent.
@@ -171,7 +171,7 @@ func (s *site) audited(t *testing.T, agent string) (events []event) {
 			if !strings.Contains(line, `"`+agent+`"`) {
 				continue
 			}
-			e := event{line: strings.TrimSpace(line)}
+			var e event
 			if err := json.Unmarshal([]byte(line), &e); err != nil {
 				t.Fatalf("%v in %s", err, line)
 			}
