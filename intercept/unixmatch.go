@@ -18,9 +18,12 @@ func (r *Router) MatchUnix(u *Unix) (target, name string, ok bool) {
 }
 
 func (u *Unix) is(name string) bool {
-	if u.Abstract || name[0] == '@' {
+	if u.Abstract != (name[0] == '@') {
+		return false
+	}
+	if u.Abstract {
 		own, err := ownNetns()
-		return err == nil && u.Abstract && u.Netns == own && u.Name == name
+		return err == nil && u.Netns == own && u.Name == name
 	}
 	var st unix.Stat_t
 	return u.Inode != 0 && unix.Stat(name, &st) == nil && st.Dev == u.Device && st.Ino == u.Inode
