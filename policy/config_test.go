@@ -298,14 +298,16 @@ protocol = "p"
 
 func TestPatternsAreReadAndWrittenAlike(t *testing.T) {
 	for text, want := range map[string]string{
-		"Orders.DB.internal.:5432": "orders.db.internal:5432",
-		"10.2.0.0/16:5432":         "10.2.0.0/16:5432",
-		"10.2.3.4:5432":            "10.2.3.4:5432",
-		"[fd00::/8]:5432":          "[fd00::/8]:5432",
-		"[::1]:5432":               "[::1]:5432",
-		"[::ffff:10.2.3.4]:5432":   "10.2.3.4:5432",
-		"0.0.0.0/0:1":              "0.0.0.0/0:1",
-		"under_score:65535":        "under_score:65535",
+		"Orders.DB.internal.:5432":               "orders.db.internal:5432",
+		"10.2.0.0/16:5432":                       "10.2.0.0/16:5432",
+		"10.2.3.4:5432":                          "10.2.3.4:5432",
+		"[fd00::/8]:5432":                        "[fd00::/8]:5432",
+		"[::1]:5432":                             "[::1]:5432",
+		"[::ffff:10.2.3.4]:5432":                 "10.2.3.4:5432",
+		"0.0.0.0/0:1":                            "0.0.0.0/0:1",
+		"unix:/var/run/postgresql/.s.PGSQL.5432": "unix:/var/run/postgresql/.s.PGSQL.5432",
+		"unix:@name with a colon:5432":           "unix:@name with a colon:5432",
+		"under_score:65535":                      "under_score:65535",
 	} {
 		var p, again Pattern
 		if err := p.UnmarshalText([]byte(text)); err != nil || p.String() != want {
@@ -315,7 +317,7 @@ func TestPatternsAreReadAndWrittenAlike(t *testing.T) {
 			t.Errorf("%s: %v, %v", p, again, err)
 		}
 	}
-	for _, text := range []string{"", ":1", "a:", "a:0", "a:65536", "a:-1", "[::1]", "[::1:5", "[fe80::1%eth0]:1", "a b:1", "-a:1", "a..b:1", "1.2.3.256:1", "[a]:1", "*:1", "a/8:1", "[::ffff:0:0/96]:1"} {
+	for _, text := range []string{"", ":1", "a:", "a:0", "a:65536", "a:-1", "[::1]", "[::1:5", "unix:", "unix:/", "unix:@", "unix:relative", "unix:/a/../b", "unix:/a/", "unix:/a\x00b", "unix:/" + strings.Repeat("x", 107), "[fe80::1%eth0]:1", "a b:1", "-a:1", "a..b:1", "1.2.3.256:1", "[a]:1", "*:1", "a/8:1", "[::ffff:0:0/96]:1"} {
 		var p Pattern
 		if err := p.UnmarshalText([]byte(text)); err == nil {
 			t.Errorf("%q is read as %v", text, p)
@@ -394,6 +396,18 @@ func agree(t *testing.T, path string, v any, at map[string]place) {
 				t.Fatalf("%q has no line in %v", here, at)
 			}
 			agree(t, here, v[i], at)
+		}
+	}
+}
+
+func TestTheSocketForAgentsIsWhereRunHidesAllElse(t *testing.T) {
+	c, err := Decode("x.toml", []byte("[daemon]\nsocket = \"/run/other/control.sock\"\n"))
+	if err != nil || c.Daemon.AgentsSocket != "/run/other/agents/sock" {
+		t.Errorf("%v, %+v", err, c)
+	}
+	for _, path := range []string{"/run/sallyport/sock", "/run/sock", "/tmp/agents/sock", "agents/sock", "/run/sallyport/agents/" + strings.Repeat("x", 90)} {
+		if _, err := Decode("x.toml", fmt.Appendf(nil, "[daemon]\nagents_socket = %q\n", path)); err == nil || !strings.Contains(err.Error(), "agents_socket") {
+			t.Errorf("%s: %v", path, err)
 		}
 	}
 }

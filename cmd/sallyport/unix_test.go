@@ -6,6 +6,7 @@ import (
 	"io"
 	"net"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"strings"
 	"sync/atomic"
@@ -283,6 +284,54 @@ for line in sys.stdin:
 	s.start()
 	if got := ask(); got != "b'x'" {
 		t.Errorf("with the next one: %s", got)
+	}
+}
+
+func TestAPlannedUpgradeRefusesNoUnixConnection(t *testing.T) {
+	s := newSite(t, rules)
+	c := s.agent("", "/usr/bin/python3", "-uc", `
+import os, socket, sys, threading
+l = socket.socket(socket.AF_UNIX); l.bind("\0upgrade-%d" % os.getpid()); l.listen(50)
+def serve():
+    while True:
+        a, _ = l.accept()
+        a.sendall(b"x"); a.close()
+threading.Thread(target=serve, daemon=True).start()
+stop = threading.Event()
+threading.Thread(target=lambda: (sys.stdin.read(), stop.set())).start()
+done, wrong = 0, []
+while not stop.is_set():
+    s = socket.socket(socket.AF_UNIX)
+    try:
+        s.connect(l.getsockname())
+        assert s.recv(1) == b"x"
+        done += 1
+    except (OSError, AssertionError) as e: wrong.append(repr(e))
+    s.close()
+print(done > 50, wrong[:3])
+`)
+	c.Stdin = nil
+	in, err := c.StdinPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	var out strings.Builder
+	c.Stdout, c.Stderr = &out, &out
+	if err := c.Start(); err != nil {
+		t.Fatal(err)
+	}
+	for range 2 {
+		s.eventually("the agent is busy", func() bool { return s.handled() > 100 })
+		old := s.daemon
+		s.startAs(exec.Command(program, "daemon", "--take-over", "--config", s.config))
+		if err := old.Wait(); err != nil {
+			t.Errorf("the daemon before: %v", err)
+		}
+	}
+	s.eventually("the agent is busy", func() bool { return s.handled() > 100 })
+	in.Close()
+	if err := c.Wait(); err != nil || out.String() != "True []\n" {
+		t.Errorf("%v: %s", err, out.String())
 	}
 }
 
