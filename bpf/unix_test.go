@@ -205,6 +205,10 @@ func unixSay(name string) error {
 	if err := unix.Connect(fd, &unix.SockaddrUnix{Name: name}); err != nil {
 		return step("connect", err)
 	}
+	// While the daemon takes the record, which must neither hide it from here nor be lost by that.
+	if peer, err := unix.Getpeername(fd); err != nil || peer.(*unix.SockaddrUnix).Name != name {
+		return fmt.Errorf("connected to %s, and the peer is %v, %v", name, peer, err)
+	}
 	_, err = unix.Write(fd, fmt.Appendf(nil, "%d %s", os.Getpid(), name))
 	return err
 }
