@@ -8,7 +8,9 @@ import (
 	"fmt"
 	"io"
 	"net"
+	"os"
 	"sync"
+	"time"
 
 	"github.com/jackc/pgx/v5/pgconn"
 	"github.com/jackc/pgx/v5/pgproto3"
@@ -107,10 +109,31 @@ func login(ctx context.Context, up *protocols.Upstream, as protocols.Login, data
 	if err != nil {
 		return nil, fmt.Errorf("take over connection: %w", err)
 	}
+	if err := endReading(h.Conn, said.r); err != nil {
+		h.Conn.Close()
+		return nil, err
+	}
 	if h.PID == 0 || len(h.SecretKey) == 0 {
 		h.SecretKey = nil // such a server cannot be asked to cancel
 	}
 	return &server{conn: h.Conn, params: said.params, tx: h.TxStatus, pid: h.PID, key: h.SecretKey}, nil
+}
+
+// endReading ends pgconn's background reader: it starts one whenever a write takes longer than 15 ms, and leaves it waiting
+// for what comes next. That would be the answer to the session's first request, and nobody else would ever see it. r is what
+// pgconn reads through; it returns what was read in the background, and waits for that to end before it reads itself.
+func endReading(conn net.Conn, r io.Reader) error {
+	if err := conn.SetReadDeadline(time.Unix(1, 0)); err != nil {
+		return err
+	}
+	n, err := r.Read(make([]byte, 1))
+	if n > 0 {
+		return errTalkative
+	}
+	if !errors.Is(err, os.ErrDeadlineExceeded) {
+		return fmt.Errorf("postgres: the target's connection after login: %w", err)
+	}
+	return conn.SetReadDeadline(time.Time{})
 }
 
 // A loginReader hands a server's messages on one at a time and no byte beyond ReadyForQuery, so that the connection can be

@@ -343,3 +343,36 @@ func TestSniff(t *testing.T) {
 		t.Error("a server never speaks first")
 	}
 }
+
+// slowWriter takes its time to write, as on a loaded machine, where pgconn then reads in the background.
+type slowWriter struct{ net.Conn }
+
+func (c slowWriter) Write(p []byte) (int, error) {
+	const longer = 25 * time.Millisecond // than pgconn's patience, which is 15 ms
+	<-time.After(longer)
+	return c.Conn.Write(p)
+}
+
+func TestASlowLoginTakesNoAnswerFromTheSession(t *testing.T) {
+	for name, how := range map[string][]func(*door){
+		"plain": {as("scram", "secret")}, "TLS": {as("scram", "secret"), overTLS("db.test")},
+	} {
+		t.Run(name, func(t *testing.T) {
+			d := openDoor(t, append(how, func(d *door) {
+				dial := d.upstream.Dial
+				d.upstream.Dial = func(ctx context.Context) (net.Conn, error) {
+					c, err := dial(ctx)
+					return slowWriter{c}, err
+				}
+			})...)
+			ctx, cancel := context.WithTimeout(t.Context(), 20*time.Second)
+			defer cancel()
+			for range 3 {
+				var one int
+				if err := d.connect().QueryRow(ctx, "select 1").Scan(&one); err != nil {
+					t.Fatal(err)
+				}
+			}
+		})
+	}
+}
