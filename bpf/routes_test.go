@@ -405,3 +405,39 @@ func TestAdoptionKeepsRoutes(t *testing.T) {
 		t.Error("still straight after its route was removed")
 	}
 }
+
+func TestAClosedConnectionLeavesNoMark(t *testing.T) {
+	d := deploy(t)
+	d.setRoutes(t, routeTo(t, Straight, "tcp 10.99.0.2/32 7000"))
+	l := startLines(t, d.agent, "tcp", server4)
+	marks := func() (n int) {
+		var cookie, epoch uint64
+		for all := d.maps.Straight.Iterate(); all.Next(&cookie, &epoch); {
+			n++
+		}
+		return n
+	}
+	if n := marks(); n != 1 {
+		t.Fatalf("%d marks with one connection", n)
+	}
+	l.end()
+	for end := time.Now().Add(5 * time.Second); marks() > 0; time.Sleep(time.Millisecond) { // the kernel closes after the pipe's end
+		if time.Now().After(end) {
+			t.Fatal("its mark is still there")
+		}
+	}
+}
+
+func TestWithoutRoomForItsMarkNothingGoesStraight(t *testing.T) {
+	d := deploy(t)
+	r := d.report(t)
+	d.setRoutes(t, routeTo(t, Straight, "tcp 10.99.0.2/32 7000"))
+	fill(t, d.maps.Straight, int(d.maps.Straight.MaxEntries()))
+	if got := run(t, d.agent, "reach", "tcp", server4.String()); got != "connect: EPERM" {
+		t.Errorf("%q", got)
+	}
+	r.next(t, "no room", func(r Refusal) bool { return r.Kind == RefusedNoRoom })
+	if wire := lab.onWire(t); len(wire) > 0 {
+		t.Errorf("on the wire %v", wire)
+	}
+}
