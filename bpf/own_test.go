@@ -110,18 +110,18 @@ func TestSharingAPortMakesNoServerAnAgentsOwn(t *testing.T) {
 // TestAGroupOfOneAgentAndTheHostIsJudged is the trick itself: both listen on one port, and the agent hopes for the other.
 func TestAGroupOfOneAgentAndTheHostIsJudged(t *testing.T) {
 	d := deploy(t)
-	fd, family, err := open("tcp", netip.MustParseAddrPort("127.0.0.1:9903"))
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer unix.Close(fd)
-	if err := errors.Join(unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_REUSEPORT, 1),
-		unix.Bind(fd, sockaddr(family, netip.MustParseAddrPort("127.0.0.1:9903"))), unix.Listen(fd, 8)); err != nil {
-		t.Fatal(err)
-	}
-	for range 20 { // either member may be looked up
-		if got := run(t, d.agent, "itself", "tcp", "127.0.0.1:9903", "127.0.0.1", "reuseport"); got != "VIA 127.0.0.1" {
-			t.Fatalf("%q, want the proxy", got)
+	for port := range uint16(20) { // which member is looked up depends on the port
+		on := at(netip.MustParseAddr("127.0.0.1"), 9910+port)
+		fd, family, err := open("tcp", on)
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer unix.Close(fd)
+		if err := errors.Join(unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_REUSEPORT, 1), unix.Bind(fd, sockaddr(family, on)), unix.Listen(fd, 8)); err != nil {
+			t.Fatal(err)
+		}
+		if got := run(t, d.agent, "itself", "tcp", on.String(), "127.0.0.1", "reuseport"); got != "VIA 127.0.0.1" {
+			t.Errorf("port %d: %q, want the proxy", on.Port(), got)
 		}
 	}
 }
