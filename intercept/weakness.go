@@ -1,7 +1,6 @@
 package intercept
 
 import (
-	"bufio"
 	"errors"
 	"fmt"
 	"os"
@@ -83,13 +82,16 @@ func (i *Interceptor) examineCaller(p *protocols.Process) ([]Weakness, error) {
 		if err != nil {
 			return nil, err
 		}
-		within, err = processesBelow(fmt.Sprintf("/proc/self/fd/%d/.", dir.Fd()))
+		within, err = processesIn(fmt.Sprintf("/proc/self/fd/%d/.", dir.Fd()))
 		dir.Close()
 		if err != nil {
 			return nil, err
 		}
 	}
 	found, err := examineProcess(p.PID, within)
+	if _, start, statErr := stat(p.PID); statErr != nil || start != ticks(p.StartTime) {
+		return nil, fmt.Errorf("intercept: process %d ended while its rights were looked at", p.PID)
+	}
 	if err == nil && len(found) == 0 {
 		i.confined.put(key, struct{}{})
 	}
@@ -105,7 +107,7 @@ func examineAgent(cgroups *hierarchy, id uint64) (all []Weakness, err error) {
 		return nil, err
 	}
 	defer dir.Close()
-	pids, err := processesBelow(fmt.Sprintf("/proc/self/fd/%d/.", dir.Fd()))
+	pids, err := processesIn(fmt.Sprintf("/proc/self/fd/%d/.", dir.Fd()))
 	if err != nil {
 		return nil, err
 	}
@@ -127,28 +129,6 @@ func examineAgent(cgroups *hierarchy, id uint64) (all []Weakness, err error) {
 		all = append(all, Weakness{What: fmt.Sprintf("only %d of its %d processes were examined", maxExamined, len(pids)), Mend: "make agents of fewer processes"})
 	}
 	return all, nil
-}
-
-// processesBelow lists the processes in a cgroup directory and all below it.
-func processesBelow(dir string) (pids []int, err error) {
-	err = filepath.WalkDir(dir, func(path string, d os.DirEntry, err error) error {
-		if err != nil || !d.IsDir() {
-			return nil // a cgroup that is removed meanwhile has none
-		}
-		f, err := os.Open(filepath.Join(path, "cgroup.procs"))
-		if err != nil {
-			return nil
-		}
-		defer f.Close()
-		lines := bufio.NewScanner(f)
-		for lines.Scan() {
-			if pid, err := strconv.Atoi(lines.Text()); err == nil && pid > 0 { // 0 is one of another pid namespace
-				pids = append(pids, pid)
-			}
-		}
-		return nil
-	})
-	return pids, err
 }
 
 // rights are what proc_pid_status(5) says of a process.
