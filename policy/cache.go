@@ -46,6 +46,7 @@ type entry struct {
 	uid        uint32
 	exe        string
 	cgroup     string
+	caller     caller
 	attributes [maxAttributes]string
 
 	outcome outcome
@@ -98,6 +99,9 @@ func (c *cache) put(t *target, s *protocols.Session, r *protocols.Request, o *ou
 	if t.looks&lookFacts != 0 {
 		e.facts = r.Facts
 	}
+	if t.looks&lookCaller != 0 {
+		e.caller = callerOf(&s.Process)
+	}
 	if t.looks&lookText != 0 {
 		e.text = r.Text
 	}
@@ -121,7 +125,8 @@ func (e *entry) equal(t *target, s *protocols.Session, r *protocols.Request) boo
 		l&lookUser != 0 && e.user != s.Process.RealUser ||
 		l&lookUID != 0 && e.uid != s.Process.UID ||
 		l&lookExe != 0 && e.exe != s.Process.Exe ||
-		l&lookCgroup != 0 && e.cgroup != s.Process.Cgroup {
+		l&lookCgroup != 0 && e.cgroup != s.Process.Cgroup ||
+		l&lookCaller != 0 && !e.caller.equal(&s.Process) {
 		return false
 	}
 	for i, name := range t.attributes {

@@ -50,6 +50,7 @@ const (
 	lookTransaction
 	lookAgent
 	lookTarget
+	lookCaller // at what caller.go has
 )
 
 // looksAtCase is what tells the cases of a request apart.
@@ -60,25 +61,44 @@ var variables = map[string]struct {
 	kind  *cel.Type
 	looks looks
 }{
-	"request.kind":        {cel.StringType, lookKind},
-	"request.text":        {cel.StringType, lookText},
-	"request.params":      {cel.ListType(cel.StringType), lookParams},
-	"request.effects":     {cel.ListType(cel.StringType), lookEffects},
-	"request.objects":     {cel.ListType(cel.StringType), lookObjects},
-	"request.bounded":     {cel.BoolType, lookBounded},
-	"request.transaction": {cel.BoolType, lookTransaction},
-	"request.problem":     {cel.StringType, lookProblem},
-	"agent.name":          {cel.StringType, lookAgent},
-	"agent.run":           {cel.StringType, lookRun},
-	"agent.user":          {cel.StringType, lookUser},
-	"agent.uid":           {cel.IntType, lookUID},
-	"agent.exe":           {cel.StringType, lookExe},
-	"agent.args":          {cel.ListType(cel.StringType), lookArgs},
-	"agent.cgroup":        {cel.StringType, lookCgroup},
-	"target.name":         {cel.StringType, lookTarget},
-	"target.protocol":     {cel.StringType, lookTarget},
-	"session":             {cel.MapType(cel.StringType, cel.StringType), 0},
-	"now":                 {cel.TimestampType, lookNow},
+	"request.kind":              {cel.StringType, lookKind},
+	"request.text":              {cel.StringType, lookText},
+	"request.params":            {cel.ListType(cel.StringType), lookParams},
+	"request.effects":           {cel.ListType(cel.StringType), lookEffects},
+	"request.objects":           {cel.ListType(cel.StringType), lookObjects},
+	"request.bounded":           {cel.BoolType, lookBounded},
+	"request.transaction":       {cel.BoolType, lookTransaction},
+	"request.problem":           {cel.StringType, lookProblem},
+	"agent.name":                {cel.StringType, lookAgent},
+	"agent.run":                 {cel.StringType, lookRun},
+	"agent.user":                {cel.StringType, lookUser},
+	"agent.uid":                 {cel.IntType, lookUID},
+	"agent.exe":                 {cel.StringType, lookExe},
+	"agent.args":                {cel.ListType(cel.StringType), lookArgs},
+	"agent.cgroup":              {cel.StringType, lookCgroup},
+	"agent.cwd":                 {cel.StringType, lookCaller},
+	"agent.exe_sha256":          {cel.StringType, lookCaller},
+	"agent.login_user":          {cel.StringType, lookCaller},
+	"agent.unit":                {cel.StringType, lookCaller},
+	"agent.slice":               {cel.StringType, lookCaller},
+	"agent.user_unit":           {cel.StringType, lookCaller},
+	"agent.container.runtime":   {cel.StringType, lookCaller},
+	"agent.container.id":        {cel.StringType, lookCaller},
+	"agent.container.name":      {cel.StringType, lookCaller},
+	"agent.container.image":     {cel.StringType, lookCaller},
+	"agent.pod.uid":             {cel.StringType, lookCaller},
+	"agent.pod.qos":             {cel.StringType, lookCaller},
+	"agent.pod.namespace":       {cel.StringType, lookCaller},
+	"agent.pod.name":            {cel.StringType, lookCaller},
+	"agent.pod.service_account": {cel.StringType, lookCaller},
+	"agent.pod.container":       {cel.StringType, lookCaller},
+	"agent.login_uid":           {cel.IntType, lookCaller},
+	"agent.container.labels":    {labelsType, lookCaller},
+	"agent.pod.labels":          {labelsType, lookCaller},
+	"target.name":               {cel.StringType, lookTarget},
+	"target.protocol":           {cel.StringType, lookTarget},
+	"session":                   {cel.MapType(cel.StringType, cel.StringType), 0},
+	"now":                       {cel.TimestampType, lookNow},
 }
 
 // newEnv returns what conditions for targets of a protocol are written in.
@@ -214,6 +234,10 @@ func compileWhen(env *cel.Env, r *Rule, p *protocols.Protocol) (*condition, Erro
 	}
 	if checked.OutputType() != cel.BoolType {
 		errs.add(r.Pos.At("when"), "when of rule %q: want an expression that is true or false, this is a %v", r.Name, checked.OutputType())
+		return nil, errs
+	}
+	if name, ok := asksWhetherLabel(checked.NativeRep()); ok {
+		errs.add(r.Pos.At("when"), `when of rule %q: every label can be asked for, and is "" if it is not there: write "NAME" in %s`, r.Name, name)
 		return nil, errs
 	}
 	options := []cel.ProgramOption{cel.EvalOptions(cel.OptOptimize)}

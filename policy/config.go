@@ -13,14 +13,15 @@ import (
 
 // A Config is a configuration file, with defaults filled in. config.toml at the root of the repository explains every key.
 type Config struct {
-	Daemon   Daemon   `toml:"daemon"`
-	Record   Record   `toml:"record"`
-	Approval Approval `toml:"approval"`
-	DNS      DNS      `toml:"dns"`
-	Agents   []Agent  `toml:"agent"`
-	Targets  []Target `toml:"target"`
-	Rules    []Rule   `toml:"rule"` // for every target
-	Masks    []Mask   `toml:"mask"` // for every target
+	Daemon     Daemon     `toml:"daemon"`
+	Record     Record     `toml:"record"`
+	Approval   Approval   `toml:"approval"`
+	DNS        DNS        `toml:"dns"`
+	Kubernetes Kubernetes `toml:"kubernetes"`
+	Agents     []Agent    `toml:"agent"`
+	Targets    []Target   `toml:"target"`
+	Rules      []Rule     `toml:"rule"` // for every target
+	Masks      []Mask     `toml:"mask"` // for every target
 	// What the kernel lets past, and refuses.
 	Passthroughs []Passthrough `toml:"passthrough"`
 	Blocks       []Block       `toml:"block"`

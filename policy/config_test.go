@@ -79,7 +79,7 @@ func TestTheReferenceShowsEveryKeyWithItsDefault(t *testing.T) {
 
 	// What is shown under a comment sign is what holds without it.
 	text, unset := string(data), Default()
-	for section, v := range map[string]any{"daemon": unset.Daemon, "record": unset.Record, "approval": unset.Approval, "dns": unset.DNS} {
+	for section, v := range map[string]any{"daemon": unset.Daemon, "record": unset.Record, "approval": unset.Approval, "dns": unset.DNS, "kubernetes": unset.Kubernetes} {
 		_, body, _ := strings.Cut(text, "["+section+"]\n")
 		checkShown(t, section, body, v)
 	}
@@ -103,7 +103,8 @@ func TestTheReferenceShowsEveryKeyWithItsDefault(t *testing.T) {
 }
 
 // without a default: what the reference shows is an example.
-var examples = []string{"target.tls_name", "target.ca", "target.from", "target.rule.approvers", "target.options", "dns.allow", "dns.upstream"}
+var examples = []string{"target.tls_name", "target.ca", "target.from", "target.rule.approvers", "target.options", "dns.allow", "dns.upstream",
+	"kubernetes.pods", "kubernetes.url", "kubernetes.token_file", "kubernetes.ca", "kubernetes.node"}
 
 // checkShown compares the commented keys of a section, up to the next table, with a decoded value.
 func checkShown(t *testing.T, section, body string, want any) {

@@ -176,7 +176,13 @@ func TestATargetIsOnlyForItsAgents(t *testing.T) {
 
 func TestConditionsSeeWhatTheyAreToldTheySee(t *testing.T) {
 	s := session("database", "shop", "empty", "")
-	s.Process = protocols.Process{RealUser: "kim", UID: 1000, Exe: "/usr/bin/psql", Args: []string{"psql", "-X"}, Cgroup: "/a.slice/b"}
+	login := uint32(1001)
+	s.Process = protocols.Process{
+		RealUser: "kim", UID: 1000, Exe: "/usr/bin/psql", Args: []string{"psql", "-X"}, Cgroup: "/a.slice/b", ExeSHA256: "00ff", CWD: "/srv", LoginUID: &login, LoginUser: "ada",
+		Unit:      protocols.Unit{Name: "agent.service", Slice: "a.slice", User: "u.service"},
+		Container: protocols.Container{Runtime: "podman", ID: "7", Name: "night", Image: "agents/night:3", Labels: map[string]string{"com.example/team": "data", "tier": "1"}},
+		Pod:       protocols.Pod{UID: "9", QoS: "burstable", Namespace: "agents", Name: "night-0", ServiceAccount: "runner", Container: "worker", Labels: map[string]string{"app": "night"}},
+	}
 	r := &protocols.Request{
 		Kind: "query", Text: "SELECT 1", Effects: read | write, Objects: []string{"public.customers"}, Unbounded: true, Transaction: true,
 		Params: []protocols.Param{{Text: "x"}, {Null: true}},
@@ -186,6 +192,13 @@ func TestConditionsSeeWhatTheyAreToldTheySee(t *testing.T) {
 		`request.kind == "query"`, `request.text.startsWith("SELECT")`, `request.params == ["x", ""]`, `request.effects == ["read", "write"]`,
 		`request.effects.has("write")`, `"public.customers" in request.objects`, `!request.bounded`, `request.transaction`, `request.problem == ""`,
 		`agent.name == "a"`, `agent.run == "R"`, `agent.user == "kim"`, `agent.uid == 1000`, `agent.exe == "/usr/bin/psql"`, `agent.args[1] == "-X"`,
+		`agent.exe_sha256 == "00ff"`, `agent.cwd == "/srv"`, `agent.login_uid == 1001`, `agent.login_user == "ada"`, `agent.unit == "agent.service"`,
+		`agent.slice == "a.slice"`, `agent.user_unit == "u.service"`, `agent.container.runtime == "podman"`, `agent.container.id == "7"`,
+		`agent.container.name == "night"`, `agent.container.image.startsWith("agents/")`, `agent.container.labels["com.example/team"] == "data"`,
+		`agent.container.labels.tier == "1"`, `agent.container.labels.other == ""`, `!("other" in agent.container.labels)`, `"tier" in agent.container.labels`,
+		`agent.container.labels.size() == 2`, `agent.pod.labels == {"app": "night"}`, `agent.pod.labels.exists(k, k == "app")`, `agent.pod.labels.app == "night"`,
+		`agent.pod.uid == "9"`, `agent.pod.qos == "burstable"`, `agent.pod.namespace == "agents"`, `agent.pod.name.startsWith("night-")`,
+		`agent.pod.service_account == "runner"`, `agent.pod.container == "worker"`,
 		`agent.cgroup.startsWith("/a.slice/")`, `target.name == "t"`, `target.protocol == "p"`,
 		`session.database == "shop"`, `session["database"] == "shop"`, `has(session.database)`, `!has(session.empty)`, `!has(session.other)`,
 		`session.exists(k, session[k] == "shop")`, `now > timestamp("2020-01-01T00:00:00Z")`, `now.getHours("Europe/Berlin") >= 0`,
@@ -201,12 +214,29 @@ func TestConditionsSeeWhatTheyAreToldTheySee(t *testing.T) {
 	}
 }
 
+// TestWhatIsNotKnownOfACallerIsEmpty: a rule that wants it does not match, and is not refused for asking.
+func TestWhatIsNotKnownOfACallerIsEmpty(t *testing.T) {
+	for _, when := range []string{
+		`agent.exe_sha256 == "00ff"`, `agent.unit.endsWith(".service")`, `agent.login_uid >= 0`, `agent.container.labels.team == "data"`,
+		`agent.pod.labels["team"] == "data"`, `agent.pod.namespace == "agents" && agent.pod.labels.app != "x"`, `"team" in agent.pod.labels`,
+	} {
+		p := compile(t, target1+"preset='observe'\n[[target.rule]]\nname='r'\nthen='deny'\nwhen='''"+when+"'''\n")
+		for range 2 {
+			if d := p.Decide(session(), request(read)); d.Verdict != protocols.Allow {
+				t.Errorf("%s: %v by %q: %s", when, d.Verdict, d.Rule, d.Reason)
+			}
+		}
+	}
+}
+
 func TestAConditionThatIsWrongIsRefusedWithLineAndColumn(t *testing.T) {
 	const head = target1 + "[[target.rule]]\nname = 'r'\nthen = 'deny'\n" // seven lines
 	for when, want := range map[string]string{
 		`when = 'request.knd == "x"'`:                              `x.toml:8: when of rule "r", column 1 of the expression: request has no such field; it has bounded, effects, kind,`,
 		`when = 'deeds.exists(d, d.verbs == "x")'`:                 `x.toml:8: when of rule "r", column 18 of the expression: undefined field 'verbs'`,
 		`when = 'deeds.exists(d, d.Hidden == 1)'`:                  `x.toml:8: when of rule "r", column 18 of the expression: undefined field 'Hidden'`,
+		`when = 'has(agent.pod.labels.app)'`:                       `x.toml:8: when of rule "r": every label can be asked for, and is "" if it is not there: write "NAME" in agent.pod.labels`,
+		`when = 'agent.pod.nmae == "x"'`:                           `x.toml:8: when of rule "r", column 1 of the expression: agent has no such field; it has args, cgroup, container.id,`,
 		`when = 'request.kind'`:                                    `x.toml:8: when of rule "r": want an expression that is true or false, this is a string`,
 		`when = 'request.kind == 1'`:                               `x.toml:8: when of rule "r", column 14 of the expression: found no matching overload for '_==_' applied to '(string, int)'`,
 		`when = 'request.kind = "x"'`:                              `x.toml:8: when of rule "r", column 14 of the expression: Syntax error`,

@@ -90,7 +90,7 @@ func (q *question) ResolveName(name string) (any, bool) {
 		}
 		return q.facts, true
 	}
-	return nil, false
+	return callerValue(&s.Process, name)
 }
 
 func (q *question) Parent() cel.Activation { return nil }

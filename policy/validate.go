@@ -35,6 +35,7 @@ func (c *Config) validate() error {
 	}
 	v.absolute(c.Approval.Pos, "store", c.Approval.Store)
 	v.dns(&c.DNS)
+	v.kubernetes(&c.Kubernetes)
 	v.agents(c.Agents)
 
 	general := make(map[string]Pos)

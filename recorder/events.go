@@ -32,6 +32,7 @@ const (
 	EventControlRefused    = "control.refused"
 	EventBypassRefused     = "bypass.refused"
 	EventSessionPanic      = "session.panic"
+	EventProgramHashed     = "program.hashed"
 	EventTrustDelivered    = "trust.delivered"
 	EventCARotated         = "ca.rotated"
 
@@ -84,6 +85,7 @@ var Events = []EventKind{
 	{EventNameAnswered, "what upstream said to a name that was forwarded, and which addresses were held back"},
 	{EventControlRefused, "an agent tried to control what governs it"},
 	{EventBypassRefused, "an agent tried a way around and was refused; without a process, only how many were left out"},
+	{EventProgramHashed, "the hash of a process's program, which was not ready when it connected"},
 	{EventSessionPanic, "a session ended by a fault of this program"},
 	{EventTrustDelivered, "the certificate authority was put before an agent that was running already; says over which files, and which it left"},
 	{EventCARotated, "the certificate authority was replaced; names both by their SHA-256"},

@@ -132,7 +132,7 @@ func (n *node) admit(ctx context.Context) (stopControl func(), err error) {
 		return nil, err
 	}
 	n.loading.Lock() // a reload sets the finder's selectors, too
-	n.finder = intercept.NewFinder(root, nil, n.foundAgent, n.lostAgents, n.log.Named("finder"))
+	n.finder = intercept.NewFinder(root, n.pods, n.foundAgent, n.lostAgents, n.log.Named("finder"))
 	n.finder.Set(selectors(n.engine.Policy().Config()))
 	n.loading.Unlock()
 	n.finder.Look()

@@ -39,6 +39,7 @@ type node struct {
 	engine  *policy.Engine
 	maskers policy.MaskFactory
 	router  *intercept.Router
+	pods    *intercept.Pods // nil if nobody is asked about them
 	names   *resolver.Resolver
 	ca      *intercept.CA
 	trust   *intercept.Trust
@@ -106,10 +107,15 @@ func openNode(ctx context.Context, configPath string, log hclog.Logger, sockets 
 	if err = n.load(ctx, config); err != nil {
 		return n, err
 	}
+	k := config.Kubernetes
+	n.pods, err = intercept.NewPods(intercept.PodOptions{Source: k.Pods, URL: k.URL, TokenFile: k.TokenFile, CA: k.CA, Node: k.Node, Log: log.Named("pods")})
+	if err != nil {
+		return n, err
+	}
 	n.gate, err = intercept.Open(intercept.Options{
 		Port: uint16(config.Daemon.ProxyPort), DNS: uint16(config.Daemon.DNSPort), Unix: config.Daemon.AgentsSocket, Pins: config.Daemon.Pins, State: state, Log: log.Named("intercept"),
 		Strict: config.Daemon.Require == "strict", Grace: config.Daemon.Drain, Inherited: sockets,
-		Refused: n.refusedUnhandled, Panic: n.panicked,
+		Pods: n.pods, Hashed: n.hashedLate, Refused: n.refusedUnhandled, Panic: n.panicked,
 	})
 	if err != nil {
 		return n, err
@@ -276,6 +282,11 @@ func (n *node) addAgent(name, dir string, launched bool) (run string, err error)
 
 func (n *node) refusedUnhandled(from netip.AddrPort, why error) {
 	n.audit(recorder.EventConnectionRefused, map[string]any{"from": from, "reason": why.Error()})
+}
+
+// hashedLate completes the record of a process whose sessions say that its hash is pending.
+func (n *node) hashedLate(p protocols.Process) {
+	n.audit(recorder.EventProgramHashed, map[string]any{"pid": p.PID, "start_time": p.StartTime, "exe": p.Exe, "exe_sha256": p.ExeSHA256})
 }
 
 func (n *node) panicked(value any, stack []byte) {

@@ -102,7 +102,7 @@ func tell(w io.Writer, r *recorder.Recording) error {
 	fmt.Fprintf(t, "session\t%s\n", s.ID)
 	fmt.Fprintf(t, "agent\t%s  (run %s)\n", plain(s.Agent), s.Run)
 	fmt.Fprintf(t, "process\t%s  pid %d, uid %d%s\n", plain(strings.Join(p.Args, " ")), p.PID, p.UID, named(p.RealUser))
-	fmt.Fprintf(t, "program\t%s\n", plain(p.Exe))
+	tellCaller(t, p)
 	fmt.Fprintf(t, "target\t%s  (%s at %s)\n", s.Target, s.Protocol, s.Upstream)
 	for _, k := range sortedKeys(s.Attributes) {
 		fmt.Fprintf(t, "%s\t%s\n", plain(k), plain(s.Attributes[k]))

@@ -92,6 +92,12 @@ func PrintTicket(w io.Writer, t Ticket, width int, now time.Time) error {
 	p.field("process", fmt.Sprintf("%d %s", t.Process.PID, t.Process.Exe))
 	p.text("command", strings.Join(t.Process.Args, " "))
 	p.field("cgroup", t.Process.Cgroup)
+	if c := t.Process.Container; c.ID != "" {
+		p.field("container", strings.TrimSpace(c.Name+" "+c.Image+" "+c.ID))
+	}
+	if pod := t.Process.Pod; pod.UID != "" {
+		p.field("pod", strings.TrimSpace(pod.Namespace+"/"+pod.Name+" "+pod.UID))
+	}
 	p.field("session", t.Session)
 
 	p.head("What")
