@@ -421,3 +421,36 @@ func bundleConfig(cgroup string) any {
 		},
 	}
 }
+
+func TestTheKindOfAMountIsRead(t *testing.T) {
+	const mounts = "36 35 98:0 /mnt1 /mnt2 rw,noatime master:1 - ext3 /dev/root rw,errors=continue\n" + // proc_pid_mountinfo(5)
+		"360 35 0:5 / /a\\040-\\040fuse rw shared:2 propagate_from:1 - overlay overlay rw\n37 35 0:6 / /x rw - tmpfs\n"
+	for id, want := range map[uint64]string{36: "ext3", 360: "overlay", 37: "tmpfs", 3: "", 35: ""} {
+		if got := kindOf([]byte(mounts), id); got != want {
+			t.Errorf("%d is %q, want %q", id, got, want)
+		}
+	}
+}
+
+func TestPathsOfV1AreRead(t *testing.T) {
+	got := v1Paths("12:memory:/docker/a\n11:cpu,cpuacct:/docker/a\n10:pids:/\n9:net_cls:/../x\n1:name=systemd:/docker/a\n0::/v2\n8:devices:/b (deleted)\nnonsense\n")
+	want := []v1Path{{"memory", "/docker/a"}, {"name=systemd", "/docker/a"}, {"devices", "/b"}}
+	if fmt.Sprint(got) != fmt.Sprint(want) {
+		t.Errorf("%v, want %v", got, want)
+	}
+}
+
+func FuzzProcFiles(f *testing.F) {
+	f.Add("12:memory:/docker/a\n0::/\n")
+	f.Add("36 35 98:0 /mnt1 /mnt2 rw master:1 - ext3 /dev/root rw\n")
+	f.Add(":::\n36 - \n36 ")
+	f.Fuzz(func(t *testing.T, text string) {
+		for _, p := range v1Paths(text) {
+			if !strings.HasPrefix(p.path, "/") || p.path == "/" {
+				t.Errorf("%+v", p)
+			}
+			readCgroupPath(p.path)
+		}
+		kindOf([]byte(text), 36)
+	})
+}

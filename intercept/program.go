@@ -300,15 +300,19 @@ func mountKind(pid int, mount uint64) string {
 	if err != nil {
 		return ""
 	}
+	return kindOf(b, mount)
+}
+
+func kindOf(mountinfo []byte, mount uint64) string {
 	id := strconv.AppendUint(nil, mount, 10)
-	for line := range bytes.Lines(b) {
+	for line := range bytes.Lines(mountinfo) {
 		rest, ok := bytes.CutPrefix(line, id)
 		if !ok || len(rest) == 0 || rest[0] != ' ' {
 			continue
 		}
-		_, rest, _ = bytes.Cut(rest, []byte(" - ")) // optional fields end there
+		_, rest, _ = bytes.Cut(rest, []byte(" - ")) // optional fields end there, and no blank is in any: they are escaped
 		kind, _, _ := bytes.Cut(rest, []byte(" "))
-		return string(kind)
+		return string(bytes.TrimSpace(kind))
 	}
 	return ""
 }
