@@ -31,7 +31,11 @@ func confine(o *order) error {
 	if err := separate(); err != nil {
 		return err
 	}
-	return filterSyscalls()
+	listener, err := filterSyscalls()
+	if err != nil {
+		return err
+	}
+	return sendListener(superviseDescriptor, listener)
 }
 
 // closeOthers leaves only the three standard descriptors, and those only if they are no network connection: one from

@@ -1,6 +1,7 @@
 package intercept
 
 import (
+	"context"
 	"encoding/gob"
 	"encoding/json"
 	"errors"
@@ -37,6 +38,10 @@ type LaunchOptions struct {
 	HideFiles []string
 
 	Stdin, Stdout, Stderr *os.File // nil means /dev/null
+
+	// Refused is told which system calls the filter refused, a few of each flood and the number of the others; one without
+	// words is only that number. It may block: the command does not wait for it. May be nil.
+	Refused func([]Refusal)
 }
 
 // A LaunchError means that the command never began. Code is what a shell would exit with: 127 if it was not found, 126 if
@@ -51,8 +56,9 @@ func (e *LaunchError) Unwrap() error { return e.Err }
 
 // A Command is an agent's first process.
 type Command struct {
-	cmd     *exec.Cmd
-	signals chan os.Signal
+	cmd        *exec.Cmd
+	signals    chan os.Signal
+	supervisor *supervisor // nil if this kernel has no listeners
 }
 
 // stageName is how the program is called when it runs again to confine itself and become the command.
@@ -94,12 +100,21 @@ func Launch(o LaunchOptions) (*Command, error) {
 	}
 	defer failure.Close()
 
+	sockets, err := unix.Socketpair(unix.AF_UNIX, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, 0)
+	if err != nil {
+		orders.Close()
+		failureIn.Close()
+		return nil, os.NewSyscallError("socketpair", err)
+	}
+	defer unix.Close(sockets[0])
+	listenerIn := os.NewFile(uintptr(sockets[1]), "listener")
+
 	c := &Command{signals: make(chan os.Signal, 16)}
 	c.cmd = &exec.Cmd{
 		Path:       "/proc/self/exe",
 		Args:       []string{stageName},
 		Env:        []string{}, // the stage is root and the environment is the user's
-		ExtraFiles: []*os.File{orders, failureIn},
+		ExtraFiles: []*os.File{orders, failureIn, listenerIn},
 		SysProcAttr: &syscall.SysProcAttr{
 			UseCgroupFD: true,
 			CgroupFD:    int(cgroup.Fd()),
@@ -120,6 +135,7 @@ func Launch(o LaunchOptions) (*Command, error) {
 	err = c.cmd.Start()
 	orders.Close()
 	failureIn.Close()
+	listenerIn.Close()
 	if err != nil {
 		signal.Stop(c.signals)
 		return nil, fmt.Errorf("intercept: start in %s: %w", o.Cgroup, err)
@@ -127,6 +143,10 @@ func Launch(o LaunchOptions) (*Command, error) {
 	err = gob.NewEncoder(ordersIn).Encode(order{o.Args, o.Env, o.Dir, o.User, o.Hide, o.Show, o.Trust, o.HideFiles})
 	ordersIn.Close()
 	if err == nil {
+		// Before anything else: the stage's own calls may be among those that wait for an answer.
+		if listener := receiveListener(sockets[0]); listener >= 0 {
+			c.supervisor = supervise(listener, o.Refused)
+		}
 		err = began(failure)
 	} else {
 		c.cmd.Process.Kill()
@@ -150,6 +170,9 @@ type order struct {
 	Trust     string
 	HideFiles []string
 }
+
+// superviseDescriptor is the stage's end of the socket by which it passes the filter's listener to its parent.
+const superviseDescriptor = 5
 
 // A report is what the stage writes to descriptor 4 if it fails. That descriptor is closed when the command begins.
 type report struct {
@@ -189,6 +212,18 @@ func (c *Command) Wait() (code int, err error) {
 		return 128 + int(status.Signal()), nil
 	}
 	return status.ExitStatus(), nil
+}
+
+// Reported waits until Refused was told of all that was refused, which is after the last process under the filter has
+// ended, or until ctx is done.
+func (c *Command) Reported(ctx context.Context) {
+	if c.supervisor == nil {
+		return
+	}
+	select {
+	case <-c.supervisor.ended:
+	case <-ctx.Done():
+	}
 }
 
 // forward passes signals on. Those of the keyboard reach the command by its terminal already, if it has one.

@@ -256,7 +256,7 @@ func copyFile(t *testing.T, from, to string) {
 // TestTheFilterRefusesOtherABIs runs the program itself, because this machine may not run 32-bit programs.
 func TestTheFilterRefusesOtherABIs(t *testing.T) {
 	for arch, id := range map[string]uint32{"amd64": unix.AUDIT_ARCH_X86_64, "arm64": unix.AUDIT_ARCH_AARCH64} {
-		raw, err := assemble(arch)
+		raw, err := assemble(arch, true)
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -297,7 +297,7 @@ func TestTheFilterRefusesOtherABIs(t *testing.T) {
 			}
 		}
 	}
-	if _, err := assemble("mips"); err == nil {
+	if _, err := assemble("mips", true); err == nil {
 		t.Error("a filter for an architecture that it does not know")
 	}
 }

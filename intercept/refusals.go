@@ -17,14 +17,14 @@ type Refusal struct {
 	Process *RefusedProcess `json:"process,omitempty"` // nil for packets, which have none
 	Kind    string          `json:"kind"`              // a stable word, such as "datagram"
 	What    string          `json:"what"`              // for people: "datagram to 10.0.0.5:443"
-	LeftOut uint64          `json:"left_out,omitempty"`
+	LeftOut uint64          `json:"left_out,omitempty"` // of this agent and kind, before this one
 }
 
 // KindSystemCall is of the filter on system calls; all others are of package bpf.
 const KindSystemCall = "system_call"
 
 // A RefusedProcess is who tried, as the kernel saw it in that moment. Comm is the process's own word; Exe is from /proc, if
-// the process was still there.
+// the process was still there. StartTime is exact for what the hooks refused, and in hundredths of a second for system calls.
 type RefusedProcess struct {
 	PID       int           `json:"pid"`
 	StartTime time.Duration `json:"start_time"`

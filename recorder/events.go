@@ -84,7 +84,7 @@ var Events = []EventKind{
 	{EventNameAsked, "an agent asked for a name; says whether it may, and for how many more such queries the line stands"},
 	{EventNameAnswered, "what upstream said to a name that was forwarded, and which addresses were held back"},
 	{EventControlRefused, "an agent tried to control what governs it"},
-	{EventBypassRefused, "an agent tried a way around and was refused; without a process, only how many were left out"},
+	{EventBypassRefused, "an agent tried a way around and was refused; a summary tells how many more did not get a line"},
 	{EventProgramHashed, "the hash of a process's program, which was not ready when it connected"},
 	{EventSessionPanic, "a session ended by a fault of this program"},
 	{EventTrustDelivered, "the certificate authority was put before an agent that was running already; says over which files, and which it left"},

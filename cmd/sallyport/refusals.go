@@ -61,6 +61,10 @@ func (r *refusals) add(one intercept.Refusal) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	a, k := r.of(agentRun{one.Agent, one.Run}, one.Kind)
+	if one.What == "" { // only a number
+		k.seen += one.LeftOut
+		return
+	}
 	k.seen += 1 + one.LeftOut
 	k.last = one.What
 	same := one.Kind + " " + one.What
@@ -130,7 +134,7 @@ func (r *refusals) sumUp(now bool, kernel func() []intercept.RefusalCount, agent
 // tellRest is called with mu held.
 func (r *refusals) tellRest(who agentRun, kind string, k *kindRefusals, n uint64) {
 	k.told += n
-	fields := map[string]any{"agent": who.agent, "run": who.run, "kind": kind, "left_out": n}
+	fields := map[string]any{"agent": who.agent, "run": who.run, "kind": kind, "summary": true, "left_out": n}
 	if k.last != "" {
 		fields["what"] = k.last
 	}

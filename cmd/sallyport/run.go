@@ -89,11 +89,15 @@ func runAgent(ctx context.Context, configPath, name, as string, args []string) (
 		return err
 	}
 	var added AgentAdded
+	var command *intercept.Command
 	defer func() {
 		ctx, cancel := context.WithTimeout(ctx, leftoverTimeout)
 		defer cancel()
 		if removeErr := intercept.RemoveCgroup(ctx, dir); removeErr != nil && err == nil {
 			err = removeErr
+		}
+		if command != nil {
+			command.Reported(ctx)
 		}
 		if added.Run != "" { // if the daemon has gone meanwhile, the next one finds the cgroup gone
 			api.do(ctx, http.MethodDelete, "/agents/"+added.Run, nil, new(map[string]string))
@@ -106,11 +110,12 @@ func runAgent(ctx context.Context, configPath, name, as string, args []string) (
 	if added.UnixDir != "" {
 		show = append(show, added.UnixDir)
 	}
-	command, err := intercept.Launch(intercept.LaunchOptions{
+	command, err = intercept.Launch(intercept.LaunchOptions{
 		Cgroup: dir, Args: args, Env: environment(config, account, added.Bundle), User: account,
 		Hide: []string{config.Daemon.State, config.Daemon.Pins, filepath.Dir(config.Daemon.Socket)}, Show: show, Trust: added.Bundle,
 		HideFiles: passwordFiles(config),
 		Stdin:     os.Stdin, Stdout: os.Stdout, Stderr: os.Stderr,
+		Refused: reportTo(ctx, api, added.Run),
 	})
 	var launch *intercept.LaunchError
 	if errors.As(err, &launch) {
@@ -128,6 +133,34 @@ func runAgent(ctx context.Context, configPath, name, as string, args []string) (
 		return exitError(code)
 	}
 	return nil
+}
+
+// reportTimeout bounds one report of refused system calls to the daemon. The command does not wait for it.
+const reportTimeout = 5 * time.Second
+
+// reportTo tells the daemon what the filter refused. What it does not take, because it is slow or gone, is counted in the
+// next report that it takes.
+func reportTo(ctx context.Context, api *control, run string) func([]intercept.Refusal) {
+	var missed uint64
+	return func(batch []intercept.Refusal) {
+		ctx, cancel := context.WithTimeout(ctx, reportTimeout)
+		defer cancel()
+		if missed > 0 {
+			batch = append(batch, intercept.Refusal{LeftOut: missed})
+		}
+		err := api.do(ctx, http.MethodPost, "/agents/"+run+"/refusals", batch, new(map[string]int))
+		if err == nil {
+			missed = 0
+			return
+		}
+		missed = 0
+		for _, one := range batch {
+			missed += one.LeftOut
+			if one.What != "" {
+				missed++
+			}
+		}
+	}
 }
 
 // environment is this program's own, with the roots to trust where clients look for them by name, and without the passwords
