@@ -49,6 +49,18 @@ func (c *cache[K, V]) getOrMake(key K, make func() V) V {
 	return value
 }
 
+// find looks at all entries, which counts as no use of them.
+func (c *cache[K, V]) find(is func(V) bool) (value V, ok bool) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	for e := c.order.Front(); e != nil; e = e.Next() {
+		if value := e.Value.(entry[K, V]).value; is(value) {
+			return value, true
+		}
+	}
+	return value, false
+}
+
 func (c *cache[K, V]) put(key K, value V) {
 	c.mu.Lock()
 	defer c.mu.Unlock()

@@ -13,10 +13,10 @@ import (
 // system calls of what Launch started.
 type Refusal struct {
 	Agent   string          `json:"agent"`
-	Run     string          `json:"run,omitempty"`     // "" if the agent was gone before this daemon knew it
-	Process *RefusedProcess `json:"process,omitempty"` // nil for packets, which have none
-	Kind    string          `json:"kind"`              // a stable word, such as "datagram"
-	What    string          `json:"what"`              // for people: "datagram to 10.0.0.5:443"
+	Run     string          `json:"run,omitempty"`      // "" if the agent was gone before this daemon knew it
+	Process *RefusedProcess `json:"process,omitempty"`  // nil for packets, which have none
+	Kind    string          `json:"kind"`               // a stable word, such as "datagram"
+	What    string          `json:"what"`               // for people: "datagram to 10.0.0.5:443"
 	LeftOut uint64          `json:"left_out,omitempty"` // of this agent and kind, before this one
 }
 
@@ -89,6 +89,16 @@ func (i *Interceptor) remembered(id uint64) (Agent, bool) {
 		return a, true
 	}
 	return i.gone.get(id)
+}
+
+// Run returns the agent with this run, which may be gone.
+func (i *Interceptor) Run(run string) (Agent, bool) {
+	for _, a := range i.Agents() {
+		if a.Run == run {
+			return a, true
+		}
+	}
+	return i.gone.find(func(a Agent) bool { return a.Run == run && run != "" })
 }
 
 // maxGone bounds how many agents that are gone are remembered.

@@ -203,13 +203,12 @@ func (n *node) postRefusals(r *http.Request) (any, error) {
 		return nil, err
 	}
 	run := r.PathValue("run")
-	agents := n.gate.Agents()
-	at := slices.IndexFunc(agents, func(a intercept.Agent) bool { return a.Run == run })
-	if at < 0 {
+	agent, ok := n.gate.Run(run) // it may have ended before its last report came
+	if !ok {
 		return nil, errors.New("no agent has this run")
 	}
 	for _, one := range batch {
-		one.Agent, one.Run, one.Kind = agents[at].Name, run, intercept.KindSystemCall
+		one.Agent, one.Run, one.Kind = agent.Name, run, intercept.KindSystemCall
 		n.refusals.add(one)
 	}
 	return map[string]int{"taken": len(batch)}, nil
