@@ -100,7 +100,7 @@ func TestKillingTheDaemonLosesNoStatementAndLetsNobodyRoundIt(t *testing.T) {
 // inAgent has a command run in a cgroup that stays an agent's across daemons.
 func (s *site) inAgent(c *exec.Cmd) {
 	s.t.Helper()
-	dir := filepath.Join(cgroupRoot(s.t), "sallyport-test-"+filepath.Base(s.dir))
+	dir := filepath.Join(cgroupRoot(s.t), fmt.Sprintf("sallyport-test-%d-%s", os.Getpid(), filepath.Base(s.dir)))
 	if _, err := os.Stat(dir); err != nil {
 		if err := os.Mkdir(dir, 0o755); err != nil {
 			s.t.Error(err)
