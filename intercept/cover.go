@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"slices"
 
 	"golang.org/x/sys/unix"
 )
@@ -63,10 +64,11 @@ func (c *cover) close() {
 
 // check refuses a place whose mount others share, and finds out what of ours is there.
 func (c *cover) check(t *tree, mounts []mountEntry, s *trustStore, foreign func() (map[string]bool, error)) error {
-	at, err := mountOf(c.place.fd, mounts)
-	if err != nil {
-		return err
+	i := slices.IndexFunc(mounts, func(m mountEntry) bool { return m.id == c.place.mount })
+	if i < 0 {
+		return errors.New("its mount is not among those of its process")
 	}
+	at := mounts[i]
 	if at.shared != "" {
 		groups, err := foreign()
 		if err != nil {
@@ -79,6 +81,7 @@ func (c *cover) check(t *tree, mounts []mountEntry, s *trustStore, foreign func(
 	if c.place.stat.Dev != s.dev {
 		return nil
 	}
+	var err error
 	c.name = filepath.Base(at.point)
 	c.above, err = t.openat(filepath.Dir(at.point), unix.O_PATH|unix.O_DIRECTORY)
 	return err

@@ -62,16 +62,9 @@ func parseMountinfo(r io.Reader) (all []mountEntry, err error) {
 // deviceName is as mountinfo writes it.
 func deviceName(dev uint64) string { return fmt.Sprintf("%d:%d", unix.Major(dev), unix.Minor(dev)) }
 
-// mountOf finds the mount that a descriptor's file was reached by.
-func mountOf(fd int, all []mountEntry) (mountEntry, error) {
+// mountID is of the mount that a descriptor's file was reached by.
+func mountID(fd int) (uint64, error) {
 	var st unix.Statx_t
-	if err := unix.Statx(fd, "", unix.AT_EMPTY_PATH, unix.STATX_MNT_ID, &st); err != nil { // Linux 5.8
-		return mountEntry{}, os.NewSyscallError("statx", err)
-	}
-	for _, m := range all {
-		if m.id == st.Mnt_id {
-			return m, nil
-		}
-	}
-	return mountEntry{}, fmt.Errorf("its mount is not among those of its process")
+	err := unix.Statx(fd, "", unix.AT_EMPTY_PATH, unix.STATX_MNT_ID, &st) // Linux 5.8
+	return st.Mnt_id, os.NewSyscallError("statx", err)
 }

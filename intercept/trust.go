@@ -316,16 +316,15 @@ func trustHere(o *order) {
 	defer unix.Close(root)
 	h := hints{homes: []string{o.User.Home}}
 	h.add(o.Args[0], nil, o.Env, o.Dir)
+	// The bundle too, which is shown to the command: a rotation replaces the file, and nothing can be mounted over one that
+	// has no name any more.
+	h.files = addHint(h.files, o.Trust)
 	found, left := (&tree{root: root, looks: maxLooks}).rootFiles(&h)
 	for _, u := range left {
 		warn(u.Path, errors.New(u.Why))
 	}
 	for i := range found {
 		p := &found[i]
-		if p.path == o.Trust {
-			p.close()
-			continue
-		}
 		c, err := store.prepare(p, roots)
 		if err == nil && c != nil {
 			err = c.lay()

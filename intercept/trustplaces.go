@@ -123,11 +123,12 @@ func addHint(all []string, hint string) []string {
 	return append(all, hint)
 }
 
-// A rootFile is a file of roots in an agent's root directory, and open. Its device and inode stand for it.
+// A rootFile is a file of roots in an agent's root directory, and open. Its mount, device and inode stand for it.
 type rootFile struct {
 	path     string // as it was looked for
 	fd       int    // O_PATH
 	stat     unix.Stat_t
+	mount    uint64 // id of the mount that it was reached by
 	keystore bool
 }
 
@@ -143,14 +144,15 @@ var errLooks = fmt.Errorf("more than %d places to look at", maxLooks)
 // rootFiles finds what is there of all that is known. The descriptors in it are the caller's to close. left has the paths that
 // are there and are no roots that can be extended.
 func (t *tree) rootFiles(h *hints) (found []rootFile, left []Uncovered) {
-	seen := make(map[[2]uint64]bool)
+	// By mount as well: of ours, two may be of one file.
+	seen := make(map[[3]uint64]bool)
 	look := func(pattern string, keystore, named bool) {
 		for _, at := range t.glob(pattern) {
 			p, err := t.open(at)
 			if err == nil {
 				err = coverable(os.FileMode(p.stat.Mode&0o777)|fileType(p.stat.Mode), p.stat.Size)
 			}
-			id := [2]uint64{p.stat.Dev, p.stat.Ino}
+			id := [3]uint64{p.stat.Dev, p.stat.Ino, p.mount}
 			switch {
 			case err == nil && !seen[id] && len(found) < maxPlaces:
 				seen[id] = true
@@ -271,7 +273,11 @@ func (t *tree) open(path string) (p rootFile, err error) {
 		return p, err
 	}
 	p.fd = fd
-	return p, unix.Fstat(fd, &p.stat)
+	if err := unix.Fstat(fd, &p.stat); err != nil {
+		return p, os.NewSyscallError("fstat", err)
+	}
+	p.mount, err = mountID(fd)
+	return p, err
 }
 
 func (t *tree) openat(path string, flags uint64) (fd int, err error) {

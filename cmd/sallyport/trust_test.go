@@ -3,6 +3,8 @@ package main
 import (
 	"bufio"
 	"encoding/json"
+	"errors"
+	"io"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -111,6 +113,49 @@ func TestWhatTheUserSetIsLeftAndExtendedWhereItIs(t *testing.T) {
 		if !strings.Contains(got, "warning: "+name+"="+value+" hides") || !strings.HasSuffix(got, value+"\n") {
 			t.Errorf("%s: %s", name, got)
 		}
+	}
+}
+
+func TestARotationReachesARunThatGoesOn(t *testing.T) {
+	s := newSite(t, `preset = "guarded"`)
+	c := s.agent("", "sh", "-c", "echo ready; read x; cat $SSL_CERT_FILE; echo; cat /etc/ssl/certs/ca-certificates.crt")
+	c.Env, c.Stdin, c.Stderr = clean(), nil, os.Stderr
+	in, err := c.StdinPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	out, err := c.StdoutPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := c.Start(); err != nil {
+		t.Fatal(err)
+	}
+	read := bufio.NewReader(out)
+	if line, err := read.ReadString('\n'); err != nil || line != "ready\n" {
+		t.Fatalf("%q, %v", line, err)
+	}
+	first, err := s.sallyport("ca", "print")
+	if err != nil {
+		t.Fatal(first)
+	}
+	if out, err := s.sallyport("ca", "rotate", "--distrust"); err != nil {
+		t.Fatal(out)
+	}
+	second, err := s.sallyport("ca", "print")
+	if err != nil {
+		t.Fatal(second)
+	}
+	in.Write([]byte("\n"))
+	got, err := io.ReadAll(read)
+	if err := errors.Join(err, c.Wait()); err != nil {
+		t.Fatal(err)
+	}
+	if n := strings.Count(string(got), second); n != 2 {
+		t.Errorf("the new authority is in %d of two files", n)
+	}
+	if strings.Contains(string(got), first) {
+		t.Error("the old one is there still")
 	}
 }
 
