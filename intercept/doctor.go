@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"maps"
 	"net"
 	"os"
 	"path/filepath"
@@ -317,11 +318,20 @@ func checkOthers(e *examination) Finding {
 	if len(others) == 0 {
 		return Finding{State: Good, Found: "none on the cgroup root"}
 	}
-	var names []string
+	names := make(map[string]bool)
 	for _, other := range others {
-		names = append(names, fmt.Sprintf("%s at %s", other.Program, other.Hook))
+		names[other.Program] = true
 	}
-	return Finding{State: Note, Found: strings.Join(names, ", "), Mend: "all programs of a hook run: see docs/interception.md for how ours and others get along"}
+	return Finding{State: Note, Found: fmt.Sprintf("%d: %s", len(others), summary(slices.Sorted(maps.Keys(names)))), Mend: "all programs of a hook run: see docs/interception.md for how ours and others get along"}
+}
+
+// summary is a list that fits on a line.
+func summary(names []string) string {
+	const most = 6
+	if len(names) <= most {
+		return strings.Join(names, ", ")
+	}
+	return fmt.Sprintf("%s and %d more names", strings.Join(names[:most], ", "), len(names)-most)
 }
 
 // The last three concern agents that are found and not started by sallyport run.
