@@ -4,7 +4,7 @@ SHELL := /bin/bash
 # The Go command: tools/setup installs what is missing and says which one to use.
 GO = $(shell tail -1 bin/go 2>/dev/null)
 
-.PHONY: help deps build generate check test test-bypass load race fuzz demo bench clean
+.PHONY: help deps build generate check test test-bypass test-deploy load race fuzz demo bench clean
 
 help: ## list what there is
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -29,6 +29,10 @@ test: deps build ## all tests, as root
 
 test-bypass: deps ## every known way out, tried without Sallyport and with it, and what stopped it (as root)
 	@set -o pipefail; $(GO) test -count=1 -parallel 8 -v ./tools/bypass | grep -vE '^(=== |    --- PASS|--- PASS)'
+
+test-deploy: build ## the systemd units in a virtual machine, the Kubernetes manifests against a real API server (as root)
+	tools/deploy/kubernetes $(GO)
+	tools/deploy/systemd bin/sallyport
 
 load: deps ## 10,000 connections of agents open at once and 2,000 new a second, each checked for whose it is; then 9,000 sessions (as root)
 	SALLYPORT_LOAD=10000 $(GO) test -count=1 -v -run TestManyConnectionsAtOnceAreAllTheirOwn ./intercept
