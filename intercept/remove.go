@@ -84,8 +84,10 @@ func (r *Removable) Remove() error {
 		}
 	}
 	r.lock.Close()
-	for range 2 { // the filesystem, and the private mount below it
-		err = errors.Join(err, unix.Unmount(r.dir, unix.MNT_DETACH))
+	err = errors.Join(err, unix.Unmount(r.dir, unix.MNT_DETACH))
+	// The private mount below it, if we made it; EINVAL if the host mounted the filesystem for us, and there is none.
+	if below := unix.Unmount(r.dir, unix.MNT_DETACH); !errors.Is(below, unix.EINVAL) {
+		err = errors.Join(err, below)
 	}
 	return err
 }
