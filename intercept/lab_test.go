@@ -40,6 +40,13 @@ var (
 
 var labCgroups string // directory for the tests' own; "" unless root
 
+// A role is played on the first thread: what /proc shows of a process, its mount namespace above all, is that one's.
+func init() {
+	if os.Getenv("LAB_ROLE") != "" {
+		runtime.LockOSThread()
+	}
+}
+
 func TestMain(m *testing.M) {
 	Stage()
 	if role := os.Getenv("LAB_ROLE"); role != "" {
