@@ -258,7 +258,8 @@ func (i *Interceptor) receiveTCP(c *net.TCPConn) (*Connection, error) {
 	}
 	agent, ok := i.agent(record.Agent)
 	if !ok {
-		return nil, ErrUnknownAgent
+		was, _ := i.gone.get(record.Agent)
+		return nil, &Unhandled{was.Name, was.Run, record.Destination.String(), record.Process.PID, record.Process.Comm, ErrUnknownAgent}
 	}
 	// Nagle's algorithm would hold back the end of every answer that is not a full segment.
 	if err := c.SetNoDelay(true); err != nil {
@@ -282,10 +283,22 @@ func (i *Interceptor) receiveTCP(c *net.TCPConn) (*Connection, error) {
 		conn.Weak = append(conn.Weak, i.kept(&agent)...)
 	}
 	if !i.enter(agent.Run) {
-		return nil, ErrTooMany
+		return nil, &Unhandled{agent.Name, agent.Run, conn.To(), conn.Process.PID, conn.Process.Comm, ErrTooMany}
 	}
 	return conn, nil
 }
+
+// An Unhandled is why a connection was reset before anybody handled it, and whose it was.
+type Unhandled struct {
+	Agent, Run string // "" if the agent was gone before this daemon knew it
+	To         string
+	PID        int
+	Comm       string
+	Err        error
+}
+
+func (u *Unhandled) Error() string { return u.Err.Error() }
+func (u *Unhandled) Unwrap() error { return u.Err }
 
 // refuse resets, so that the client gets an error at once and not an end of file that could be taken for an answer.
 func (s *server) refuse(c net.Conn, err error) {

@@ -165,6 +165,8 @@ func TestAPanicEndsOneConnectionOnly(t *testing.T) {
 func TestOneAgentCannotHaveAllConnections(t *testing.T) {
 	o := options(t)
 	o.MaxPerAgent = 2
+	refused := make(chan error, 1)
+	o.Refused = func(_ netip.AddrPort, err error) { refused <- err }
 	i := open(t, o)
 	serve(t, i, greet(nil))
 	greedy, other := labCgroup(t, "greedy"), labCgroup(t, "other")
@@ -182,6 +184,10 @@ func TestOneAgentCannotHaveAllConnections(t *testing.T) {
 	lines.Scan() // both are open
 	if got := run(t, greedy, "call", elsewhere4.String()); got != "ECONNRESET" {
 		t.Errorf("the third got %q", got)
+	}
+	var u *Unhandled
+	if err := next(t, refused); !errors.Is(err, ErrTooMany) || !errors.As(err, &u) || u.Agent != "greedy" || u.Run == "" || u.To != elsewhere4.String() || u.PID == 0 {
+		t.Errorf("refused as %v, %+v", err, u)
 	}
 	if got := run(t, other, "call", elsewhere4.String()); got != "VIA for "+elsewhere4.String() {
 		t.Errorf("another agent got %q", got)

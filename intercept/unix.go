@@ -230,7 +230,8 @@ func (i *Interceptor) receiveUnix(c *net.UnixConn) (*Connection, error) {
 	}
 	agent, ok := i.agent(record.Agent)
 	if !ok {
-		return nil, ErrUnknownAgent
+		was, _ := i.gone.get(record.Agent)
+		return nil, &Unhandled{was.Name, was.Run, "unix:" + record.Name, record.Process.PID, record.Process.Comm, ErrUnknownAgent}
 	}
 	conn := &Connection{
 		Conn:    c,
@@ -244,7 +245,7 @@ func (i *Interceptor) receiveUnix(c *net.UnixConn) (*Connection, error) {
 		},
 	}
 	if !i.enter(agent.Run) {
-		return nil, ErrTooMany
+		return nil, &Unhandled{agent.Name, agent.Run, conn.To(), conn.Process.PID, conn.Process.Comm, ErrTooMany}
 	}
 	return conn, nil
 }

@@ -19,6 +19,7 @@ import (
 
 	"sallyport/intercept"
 	"sallyport/policy"
+	"sallyport/recorder"
 )
 
 func caCommand() *cobra.Command {
@@ -153,11 +154,28 @@ func rotate(ctx context.Context, config *policy.Config, distrust bool) (out Rota
 	if _, err := os.Stat(dir); err != nil {
 		return out, fmt.Errorf("no certificate authority yet: the daemon makes it at its first start: %w", err)
 	}
+	pinned, err := intercept.OpenRemovable(config.Daemon.Pins) // fails for an agent, and while a daemon runs
+	switch {
+	case err == nil:
+		defer pinned.Close()
+	case !errors.Is(err, intercept.ErrNothingPinned):
+		return out, err
+	}
+	who, err := intercept.Invoker()
+	if err != nil {
+		return out, err
+	}
+	record, err := recorder.Open(recordOptions(config, newLog(&config.Daemon)))
+	if err != nil {
+		return out, fmt.Errorf("nothing is rotated, because it could not be recorded: %w", err)
+	}
+	defer func() { err = errors.Join(err, record.Close()) }()
 	now, former, err := intercept.RotateUnused(dir, distrust)
 	if err != nil {
 		return out, err
 	}
-	return rotated(now, former, distrust, filepath.Join(dir, intercept.BundleName)), nil
+	out = rotated(now, former, distrust, filepath.Join(dir, intercept.BundleName))
+	return out, record.Audit(recorder.EventCARotated, map[string]any{"ca": out.Now, "former": out.Former, "distrusted": distrust, "uid": who.UID, "user": who.Name})
 }
 
 // readAuthority returns what agents trust, the current one first, and the path of the bundle.

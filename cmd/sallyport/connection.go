@@ -145,8 +145,9 @@ func (n *node) refuse(ctx context.Context, c *intercept.Connection, t *policy.Ta
 	if t != nil {
 		fields["target"] = t.Name
 	}
-	n.audit(recorder.EventConnectionRefused, fields)
-	n.log.Warn("connection refused", "agent", c.Agent, "pid", c.Process.PID, "exe", c.Process.Exe, "to", c.To(), "reason", reason)
+	n.connections.addConnection(c.Agent, c.Run, c.To(), fields, func() {
+		n.log.Warn("connection refused", "agent", c.Agent, "pid", c.Process.PID, "exe", c.Process.Exe, "to", c.To(), "reason", reason)
+	})
 	ctx, cancel := context.WithTimeout(ctx, refuseTimeout)
 	defer cancel()
 	if p := n.refuser(t, c); p != nil {

@@ -220,10 +220,11 @@ func (n *node) deleteAgent(r *http.Request) (any, error) {
 		}
 		return map[string]string{"run": run}, n.trust.Withdraw(cgroup)
 	}
+	a, _ := n.gate.Run(run)
 	if err := n.gate.RemoveAgent(run); err != nil {
 		return nil, err
 	}
-	n.audit(recorder.EventAgentDetached, map[string]any{"run": run})
+	n.audit(recorder.EventAgentDetached, map[string]any{"agent": a.Name, "run": run, "cgroup": a.Cgroup})
 	return map[string]string{"run": run}, nil
 }
 

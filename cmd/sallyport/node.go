@@ -45,9 +45,10 @@ type node struct {
 	trust   *intercept.Trust
 	bundle  string // file with the roots that agents should trust
 
-	refusals *refusals
-	outcomes sync.WaitGroup // of what was approved, on their way to the desk
-	loading  sync.Mutex     // one configuration at a time
+	refusals    *refusals
+	connections *refusals      // those that came to the daemon and were refused by it
+	outcomes    sync.WaitGroup // of what was approved, on their way to the desk
+	loading     sync.Mutex     // one configuration at a time
 
 	inForce sync.RWMutex                  // held while router, engine and logins change together
 	logins  map[string]*credential.Source // by target; guarded by inForce
@@ -92,7 +93,8 @@ func openNode(ctx context.Context, configPath string, log hclog.Logger, sockets 
 		return n, err
 	}
 	n.maskers = maskFactory(key)
-	n.refusals = newRefusals(n.audit, log.Named("refusals"))
+	n.refusals = newRefusals(recorder.EventBypassRefused, n.audit, log.Named("refusals"))
+	n.connections = newRefusals(recorder.EventConnectionRefused, n.audit, log)
 	n.engine = policy.NewEngine(all.Protocols, approver{n.desk}, n.maskers)
 	if n.ca, err = intercept.OpenCA(filepath.Join(state, "ca")); err != nil {
 		return n, err
@@ -281,7 +283,14 @@ func (n *node) addAgent(name, dir string, launched bool) (run string, err error)
 }
 
 func (n *node) refusedUnhandled(from netip.AddrPort, why error) {
-	n.audit(recorder.EventConnectionRefused, map[string]any{"from": from, "reason": why.Error()})
+	fields := map[string]any{"from": from, "reason": why.Error()}
+	var u *intercept.Unhandled
+	if !errors.As(why, &u) {
+		u = new(intercept.Unhandled) // no agent's
+	} else {
+		fields["agent"], fields["run"], fields["destination"], fields["pid"], fields["comm"] = u.Agent, u.Run, u.To, u.PID, u.Comm
+	}
+	n.connections.addConnection(u.Agent, u.Run, why.Error(), fields, func() {}) // the interceptor has warned
 }
 
 // hashedLate completes the record of a process whose sessions say that its hash is pending.

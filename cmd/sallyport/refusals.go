@@ -14,7 +14,6 @@ import (
 	"github.com/hashicorp/go-hclog"
 
 	"sallyport/intercept"
-	"sallyport/recorder"
 )
 
 // What agents were refused goes on record, but no agent may fill the disk with it. In each minute an agent gets so many
@@ -28,6 +27,7 @@ const (
 
 // refusals is the tally of what agents were refused. Its methods are safe for concurrent use.
 type refusals struct {
+	event string // that is written
 	write func(kind string, fields map[string]any)
 	log   hclog.Logger
 
@@ -52,8 +52,8 @@ type kindRefusals struct {
 	last string // what was tried last
 }
 
-func newRefusals(write func(string, map[string]any), log hclog.Logger) *refusals {
-	return &refusals{write: write, log: log, agents: make(map[agentRun]*agentRefusals), ended: time.Now()}
+func newRefusals(event string, write func(string, map[string]any), log hclog.Logger) *refusals {
+	return &refusals{event: event, write: write, log: log, agents: make(map[agentRun]*agentRefusals), ended: time.Now()}
 }
 
 // add takes one refusal, and puts it on record if the agent has a line left.
@@ -67,29 +67,70 @@ func (r *refusals) add(one intercept.Refusal) {
 	}
 	k.seen += 1 + one.LeftOut
 	k.last = one.What
-	same := one.Kind + " " + one.What
-	if a.lines >= refusalsOfAgent || a.equal[same] >= refusalsEqual {
+	if !a.hasLine(one.Kind + " " + one.What) {
 		return
 	}
-	a.lines++
-	a.equal[same]++
 	fields := map[string]any{"agent": one.Agent, "run": one.Run, "kind": one.Kind, "what": one.What}
 	if one.Process != nil {
 		fields["process"] = one.Process
 	}
-	if k.seen > k.told+1 {
-		fields["left_out"] = k.seen - k.told - 1
-	}
-	k.told = max(k.told, k.seen)
-	r.write(recorder.EventBypassRefused, fields)
-	if now := time.Now(); now.Sub(r.warned) >= time.Second {
-		r.warned = now
+	k.tell(fields)
+	r.write(r.event, fields)
+	if r.mayWarn() {
 		args := []any{"agent", one.Agent, "what", one.What}
 		if p := one.Process; p != nil {
 			args = append(args, "pid", p.PID, "comm", p.Comm, "exe", p.Exe)
 		}
 		r.log.Warn("an agent tried a way around and was refused", args...)
 	}
+}
+
+// addConnection takes one connection that was refused. fields are its line; what is the part of it that makes it another
+// than the last.
+func (r *refusals) addConnection(agent, run, what string, fields map[string]any, warn func()) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	a, k := r.of(agentRun{agent, run}, kindConnection)
+	k.seen++
+	k.last = what
+	if !a.hasLine(what) {
+		return
+	}
+	k.tell(fields)
+	r.write(r.event, fields)
+	if r.mayWarn() {
+		warn()
+	}
+}
+
+const kindConnection = "connection"
+
+// hasLine takes one of the agent's lines, if there is one left for words that are the same as others.
+func (a *agentRefusals) hasLine(same string) bool {
+	if a.lines >= refusalsOfAgent || a.equal[same] >= refusalsEqual {
+		return false
+	}
+	a.lines++
+	a.equal[same]++
+	return true
+}
+
+// tell counts a line that stands for one, and says in it how many there were since the last.
+func (k *kindRefusals) tell(fields map[string]any) {
+	if k.seen > k.told+1 {
+		fields["left_out"] = k.seen - k.told - 1
+	}
+	k.told = max(k.told, k.seen)
+}
+
+// mayWarn is called with mu held.
+func (r *refusals) mayWarn() bool {
+	now := time.Now()
+	if now.Sub(r.warned) < time.Second {
+		return false
+	}
+	r.warned = now
+	return true
 }
 
 // sumUp ends a period if it is over, or at once if now: what is not on record yet gets one line for each kind. kernel tells
@@ -138,7 +179,7 @@ func (r *refusals) tellRest(who agentRun, kind string, k *kindRefusals, n uint64
 	if k.last != "" {
 		fields["what"] = k.last
 	}
-	r.write(recorder.EventBypassRefused, fields)
+	r.write(r.event, fields)
 }
 
 // of is called with mu held.
@@ -184,6 +225,7 @@ func (n *node) sumUpRefusals(now bool) {
 		}
 		return counts
 	}, n.gate.Agents)
+	n.connections.sumUp(now, func() []intercept.RefusalCount { return nil }, n.gate.Agents)
 }
 
 // refusalCounts is what status shows, by agent and kind, and how many the kernel had no room to report.

@@ -109,7 +109,7 @@ print("pid", os.getpid())
 func TestAFloodOfRefusalsIsSummedUpByTheMinute(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		var lines []map[string]any
-		r := newRefusals(func(_ string, fields map[string]any) { lines = append(lines, fields) }, hclog.NewNullLogger())
+		r := newRefusals(recorder.EventBypassRefused, func(_ string, fields map[string]any) { lines = append(lines, fields) }, hclog.NewNullLogger())
 		agents := []intercept.Agent{{Name: "a", Run: "1"}}
 		var pending []intercept.RefusalCount // what the kernel has left out and not told
 		sumUp := func() {
@@ -194,4 +194,37 @@ func (s *site) daemonLog() string {
 		s.t.Fatal(err)
 	}
 	return string(b)
+}
+
+func TestAFloodOfConnectionsIsCountedAndDoesNotFillTheRecord(t *testing.T) {
+	var lines []map[string]any
+	r := newRefusals(recorder.EventConnectionRefused, func(event string, fields map[string]any) {
+		if event != recorder.EventConnectionRefused {
+			t.Errorf("written as %s", event)
+		}
+		lines = append(lines, fields)
+	}, hclog.NewNullLogger())
+	const flood = 10_000
+	for i := range flood {
+		to := fmt.Sprintf("192.0.2.1:%d", i)
+		r.addConnection("loud", "run-1", to, map[string]any{"agent": "loud", "destination": to}, func() {})
+	}
+	r.addConnection("quiet", "run-2", "192.0.2.2:1", map[string]any{"agent": "quiet"}, func() {})
+	r.sumUp(true, func() []intercept.RefusalCount { return nil }, func() []intercept.Agent { return nil })
+	var loud, quiet uint64
+	for _, l := range lines {
+		n, _ := l["left_out"].(uint64)
+		if l["summary"] != true {
+			n++
+		}
+		switch l["agent"] {
+		case "loud":
+			loud += n
+		case "quiet":
+			quiet += n
+		}
+	}
+	if loud != flood || quiet != 1 || len(lines) > refusalsOfAgent+2 {
+		t.Errorf("%d lines tell of %d and %d", len(lines), loud, quiet)
+	}
 }
