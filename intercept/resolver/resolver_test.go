@@ -301,19 +301,19 @@ func TestANameThatNoTargetHasIsRefusedWithAReasonAndNeverAsked(t *testing.T) {
 }
 
 func TestOnlyWhatThePolicyNamesIsForwarded(t *testing.T) {
-	pattern, err := ParseNamePattern("*.pypi.org")
+	pattern, err := ParseNamePattern("*.python.example")
 	if err != nil {
 		t.Fatal(err)
 	}
 	l := newLab(t, Policy{Allow: []NamePattern{pattern}, Limits: roomy})
 	l.targets.wild["**.db.example.com"] = false
-	for name := range map[string]bool{"files.pypi.org": true, "a.b.db.example.com": true, "pypi.org": true, "a.files.pypi.org": true, "db.example.com": true} {
+	for name := range map[string]bool{"files.python.example": true, "a.b.db.example.com": true, "python.example": true, "a.files.python.example": true, "db.example.com": true} {
 		l.zone.set(name+". A", name+". 300 IN A 192.0.2.80")
 	}
 	for name, want := range map[string]string{
-		"files.pypi.org":     "dns.allow *.pypi.org",
+		"files.python.example":     "dns.allow *.python.example",
 		"a.b.db.example.com": "target wild",
-		"pypi.org":           "", "a.files.pypi.org": "", "db.example.com": "", "xpypi.org": "",
+		"python.example":           "", "a.files.python.example": "", "db.example.com": "", "xpython.example": "",
 	} {
 		got := l.ask(name, dns.TypeA)
 		e := l.written()
@@ -332,7 +332,7 @@ func TestOnlyWhatThePolicyNamesIsForwarded(t *testing.T) {
 		}
 	}
 	l.Use(Policy{Any: true, Limits: roomy, Upstream: l.policy.Load().Upstream})
-	if got := l.ask("pypi.org", dns.TypeA); len(got.Answer) != 1 {
+	if got := l.ask("python.example", dns.TypeA); len(got.Answer) != 1 {
 		t.Errorf("with any: %s", got)
 	}
 }
