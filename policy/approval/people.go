@@ -81,31 +81,31 @@ func (p *Peer) is(h Human) bool { return p.UID == h.UID || p.User != "" && p.Use
 type peerKey struct{}
 
 type peered struct {
-	peer Peer
-	err  error
+	conn    net.Conn
+	agentOf func(pid int) (agent string, err error)
 }
 
-// ConnContext is for an http.Server on a unix socket: it asks the kernel who is at the other end of a connection, and
-// agentOf in which agent's cgroup that process is ("" for none), as soon as the connection is accepted. Identify then
-// finds the answer.
+// ConnContext is for an http.Server on a unix socket: it keeps with each connection how Identify finds out who is at the
+// other end, and by agentOf in which agent's cgroup that process is ("" for none).
 func ConnContext(agentOf func(pid int) (agent string, err error)) func(context.Context, net.Conn) context.Context {
 	return func(ctx context.Context, c net.Conn) context.Context {
-		p, err := credentials(c, agentOf)
-		return context.WithValue(ctx, peerKey{}, peered{p, err})
+		return context.WithValue(ctx, peerKey{}, peered{c, agentOf})
 	}
 }
 
-// Identify returns the peer of a request that came through ConnContext, with the names that the host has for it.
+// Identify returns the peer of a request that came through ConnContext, with the names that the host has for it. It asks for
+// each request anew: a process may have become an agent's since it connected.
 func Identify(r *http.Request) (Peer, error) {
 	p, ok := r.Context().Value(peerKey{}).(peered)
 	if !ok {
 		return Peer{}, errors.New("approval: connection without peer credentials")
 	}
-	if p.err != nil {
-		return Peer{}, p.err
+	peer, err := credentials(p.conn, p.agentOf)
+	if err != nil {
+		return Peer{}, err
 	}
-	p.peer.User, p.peer.Groups = names(p.peer.UID)
-	return p.peer, nil
+	peer.User, peer.Groups = names(peer.UID)
+	return peer, nil
 }
 
 func credentials(c net.Conn, agentOf func(int) (string, error)) (p Peer, err error) {
