@@ -327,7 +327,7 @@ func TestWhoIsOnlyInV1CgroupsIsFoundThere(t *testing.T) {
 // TestAContainerOfRuncIsKnown runs one as a kubelet has it run, from its first instruction under guard.
 func TestAContainerOfRuncIsKnown(t *testing.T) {
 	if _, err := exec.LookPath("runc"); err != nil {
-		t.Skip("needs runc: apt-get install runc")
+		t.Fatal("needs runc: apt-get install runc")
 	}
 	i := open(t, options(t))
 	pods := newPods(t, podServer(t, "kubelet", podsAre(listJSON("", podJSON(uid, "night-0", "")))))

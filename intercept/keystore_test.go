@@ -20,7 +20,7 @@ func systemRoots(t testing.TB, n int) (roots []*x509.Certificate) {
 	t.Helper()
 	b, err := os.ReadFile(systemBundles[0])
 	if err != nil {
-		t.Skip("needs ca-certificates")
+		t.Fatal("needs ca-certificates:", err)
 	}
 	for block, rest := pem.Decode(b); block != nil && len(roots) < n; block, rest = pem.Decode(rest) {
 		if c, err := x509.ParseCertificate(block.Bytes); err == nil {
@@ -34,7 +34,7 @@ func keytool(t testing.TB, args ...string) string {
 	t.Helper()
 	out, err := exec.Command("keytool", append([]string{"-J-Xshare:auto", "-J-XX:TieredStopAtLevel=1"}, args...)...).CombinedOutput()
 	if errors.Is(err, exec.ErrNotFound) {
-		t.Skip("needs keytool")
+		t.Fatal("needs keytool: apt-get install openjdk-17-jre-headless")
 	}
 	if err != nil {
 		t.Fatalf("keytool %v: %v: %s", args, err, out)

@@ -43,7 +43,7 @@ func unixLab(t *testing.T, who Account) (l *launched, dir string, refused chan s
 	if err := i.Launched(run); err != nil {
 		t.Fatal(err)
 	}
-	dir = filepath.Join(base, "work")
+	dir = filepath.Join(base, "inner")
 	if err := os.Mkdir(dir, 0o777); err != nil {
 		t.Fatal(err)
 	}
@@ -137,7 +137,7 @@ func TestNoWayOfWritingItReachesAnothersUnixSocket(t *testing.T) {
 	}
 	t.Cleanup(func() { unix.Unmount(mounted, unix.MNT_DETACH) })
 	ways := map[string]string{ // how it is written, and why it is refused
-		engine: ErrNotOwn.Error(), "engine": ErrNotOwn.Error(), "./../work/engine": ErrNotOwn.Error(), mounted: ErrNotOwn.Error(),
+		engine: ErrNotOwn.Error(), "engine": ErrNotOwn.Error(), "./../inner/engine": ErrNotOwn.Error(), mounted: ErrNotOwn.Error(),
 		filepath.Join(dir, "link"): ErrNotOwn.Error(), "hard": ErrNotOwn.Error(),
 		"/proc/self/cwd/engine": "too many levels of symbolic links", "/proc/self/root" + engine: "too many levels of symbolic links",
 		"/proc/self/fd/3": "too many levels of symbolic links", "nowhere": "no such file or directory", dir: "connection refused",

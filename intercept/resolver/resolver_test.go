@@ -311,9 +311,9 @@ func TestOnlyWhatThePolicyNamesIsForwarded(t *testing.T) {
 		l.zone.set(name+". A", name+". 300 IN A 192.0.2.80")
 	}
 	for name, want := range map[string]string{
-		"files.python.example":     "dns.allow *.python.example",
-		"a.b.db.example.com": "target wild",
-		"python.example":           "", "a.files.python.example": "", "db.example.com": "", "xpython.example": "",
+		"files.python.example": "dns.allow *.python.example",
+		"a.b.db.example.com":   "target wild",
+		"python.example":       "", "a.files.python.example": "", "db.example.com": "", "xpython.example": "",
 	} {
 		got := l.ask(name, dns.TypeA)
 		e := l.written()
